@@ -1,0 +1,66 @@
+# `make` prints what there is. Every target but help and clean first makes sure that .venv is installed.
+PY := .venv/bin/python
+STAMP := .venv/.installed
+SHARDS := runs/data/clock/index.json
+SAMPLES := 50000
+
+ifneq ($(filter-out 0,$(FRESH)),)
+DEMO_FLAGS := --fresh
+endif
+
+# A build of torch named on the command line (make install TORCH=cuda) is looked at even if .venv is up to date.
+ifdef TORCH
+export TORCH
+FORCE_INSTALL := force
+endif
+ifdef PYTHON
+export PYTHON
+endif
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo data teacher map test test-slow check bench clean force
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## create .venv with pinned versions (TORCH=cpu or TORCH=cuda chooses the build of torch, PYTHON= the interpreter)
+
+$(STAMP): pyproject.toml constraints.txt .ci/install $(FORCE_INSTALL)
+	@bash .ci/install
+
+demo: $(STAMP) ## distil, export, evaluate and tilt the clock; report in runs/demo/ (FRESH=1 starts over)
+	@$(PY) -m train demo --out runs/demo $(DEMO_FLAGS)
+
+data: $(SHARDS) ## write the clock's training shards to runs/data/clock (SAMPLES=50000)
+
+$(SHARDS): | $(STAMP)
+	$(PY) -m data write clock --out runs/data/clock --num-samples $(SAMPLES)
+
+teacher: $(STAMP) $(SHARDS) ## train the clock's velocity model and ship it in fmtt/assets/clock-teacher (hours on two cores)
+	$(PY) -m train pretrain configs/clock/teacher.yaml
+	$(PY) -m train export runs/clock-teacher fmtt/assets/clock-teacher
+
+map: $(STAMP) $(SHARDS) ## distil the teacher and ship the flow map in fmtt/assets/clock-map (hours on two cores)
+	$(PY) -m train distill configs/clock/map.yaml
+	$(PY) -m train export runs/clock-map fmtt/assets/clock-map
+
+test: $(STAMP) ## fast tests
+	@$(PY) -m pytest
+
+test-slow: $(STAMP) ## the tests that take minutes
+	@$(PY) -m pytest -m "slow and not gpu"
+
+check: $(STAMP) ## lint, formatting, types
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright --pythonpath $(PY)
+
+bench: $(STAMP) ## time network passes, sampling and tilting on this machine; runs/bench/summary.json
+	@$(PY) tests/benchmarks/passes.py --out runs/bench
+
+clean: ## remove caches and build products (runs/ and .venv stay; remove those by hand)
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv/*' -not -path './runs/*' -prune -exec rm -rf {} +
+
+force:

@@ -1,0 +1,138 @@
+"""``python -m data write SET --out DIR --num-samples N`` and ``python -m data verify DIR``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from data.procedural import PROCEDURAL
+from data.verify import verify_shards
+from data.write_shards import SHARD_SIZE, write_procedural
+from fmtt.errors import UserError
+from fmtt.files import write_json
+
+SUMMARY_NAME = "summary.json"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong argument in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m data", description="Write and check data sets.", allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="write|verify", parser_class=_Parser)
+    write = commands.add_parser(
+        "write",
+        allow_abbrev=False,
+        help="write a computed set as webdataset shards",
+        description="Write a computed set as webdataset shards. An interrupted write continues when the "
+        "same command is run again.",
+    )
+    write.add_argument("set", help=f"one of {', '.join(PROCEDURAL)}")
+    write.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the shards")
+    write.add_argument("--num-samples", required=True, type=int, metavar="N", help="size of the set")
+    write.add_argument("--shard-size", type=int, default=SHARD_SIZE, metavar="N", help="samples a shard")
+    write.add_argument("--seed", type=int, default=0, help="sample i depends on the seed and i alone")
+    write.set_defaults(run=_write)
+    verify = commands.add_parser(
+        "verify",
+        allow_abbrev=False,
+        help="check every sample of a folder of shards",
+        description="Check sizes, checksums and every sample of a folder of shards.",
+    )
+    verify.add_argument("dir", type=Path, metavar="DIR", help="folder of the shards")
+    verify.add_argument(
+        "--out", type=Path, metavar="DIR", help=f"folder of {SUMMARY_NAME}, default: the shards'"
+    )
+    verify.set_defaults(run=_verify)
+    return parser
+
+
+@contextmanager
+def _progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A function that shows how many samples are done: a bar on a terminal, lines in a log."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda done: bar.update(task, completed=done)
+        return
+    last = time.monotonic()
+
+    def line(done: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 5:
+            last = time.monotonic()
+            print(f"{title}: {done}" + (f" of {total}" if total else "") + " samples", flush=True)
+
+    yield line
+
+
+def _write(args: argparse.Namespace) -> int:
+    start = time.monotonic()
+    with _progress(f"write {args.set}", args.num_samples) as progress:
+        index, kept = write_procedural(
+            args.set,
+            args.out,
+            args.num_samples,
+            seed=args.seed,
+            shard_size=args.shard_size,
+            progress=progress,
+        )
+    size = sum(shard.bytes for shard in index.shards)
+    summary = {"command": "write", "set": args.set, "seed": args.seed, "num_samples": args.num_samples}
+    summary |= {"shards": len(index.shards), "shards_kept": kept, "bytes": size}
+    write_json(args.out / SUMMARY_NAME, {**summary, "seconds": round(time.monotonic() - start, 3)})
+    print(f"{args.out}: {index.header}, {len(index.shards)} shards ({kept} kept), {size / 1e6:.1f} MB")
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    start = time.monotonic()
+    with _progress(f"verify {args.dir}", None) as progress:
+        index, problems, extra = verify_shards(args.dir, progress)
+    bad = sum(problem.count for problem in problems)
+    summary = {"command": "verify", "set": index.header.name, "seed": index.header.seed}
+    summary |= {"num_samples": index.header.num_samples, "shards": len(index.shards), "bad_samples": bad}
+    summary |= {"problems": [str(problem) for problem in problems], "unlisted": extra}
+    summary |= {"ok": not problems, "seconds": round(time.monotonic() - start, 3)}
+    write_json((args.out or args.dir) / SUMMARY_NAME, summary)
+    for problem in problems:
+        print(problem)
+    for name in extra:
+        print(f"{name}: not in the index, never read")
+    if problems:
+        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise UserError(
+            f"{args.dir}: {problems[0]}{more}; delete the shards named and run `python -m data write` again"
+        )
+    print(f"{args.dir}: {index.header}, every sample in order")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status is 0, 2 for a wrong argument or file, 1 for anything else."""
+    try:
+        args = _parser().parse_args(argv)
+        return args.run(args)
+    except UserError as error:
+        print(f"python -m data: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("python -m data: interrupted; run the same command again", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""The arguments of every command. Mistakes become one line that names the nearest right word."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+import fmtt
+from fmtt.errors import UserError
+from fmtt.steering.lookahead import NAMES as LOOKAHEADS
+from fmtt.steering.rule import KERNELS, WEIGHTS
+from fmtt.steering.setup import GRADIENTS
+
+JUDGES = ("auto", "clock", "none")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``; did you mean X?`` for the entry of ``known`` most like ``word``, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are UserErrors with a hint; it takes no abbreviated options."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+        self.commands: dict[str, Parser] = {}
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            command = getattr(found, "command", None)
+            known = self.commands[command]._option_string_actions if command else self._option_string_actions
+            hint = nearest(unknown[0].partition("=")[0], known) or f"; see {self.prog} {command} --help"
+            raise UserError(f"unknown argument {unknown[0]!r}{hint}")
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        wrong = re.search(r"invalid choice: '([^']*)'", message)
+        if wrong and self.commands:
+            known = ", ".join(self.commands)
+            hint = nearest(wrong[1], self.commands)
+            raise UserError(f"there is no command {wrong[1]!r}, commands: {known}{hint}")
+        raise UserError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
+
+
+def one_of(names: Sequence[str]) -> Callable[[str], str]:
+    """An argument type that takes one of ``names``."""
+
+    def check(text: str) -> str:
+        if text not in names:
+            listed = ", ".join(names)
+            raise argparse.ArgumentTypeError(f"{text!r} is not one of {listed}{nearest(text, names)}")
+        return text
+
+    return check
+
+
+def whole(minimum: int) -> Callable[[str], int]:
+    """An argument type that takes whole numbers from ``minimum`` on."""
+
+    def check(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"must be at least {minimum}, got {value}")
+        return value
+
+    return check
+
+
+def real(low: float, high: float = float("inf")) -> Callable[[str], float]:
+    """An argument type that takes finite numbers from ``low`` to ``high``."""
+
+    def check(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not (low <= value <= high and abs(value) < float("inf")):
+            span = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+            raise argparse.ArgumentTypeError(f"must be {span}, got {text}")
+        return value
+
+    return check
+
+
+def _runner(module: str) -> Callable[[argparse.Namespace], None]:
+    """A command's ``run``, imported when it is called."""
+    return lambda args: import_module(f"fmtt.cli.{module}").run(args)
+
+
+def _shared(command: Parser) -> None:
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for what is written")
+    command.add_argument(
+        "--seed", type=whole(0), default=0, help="of the random numbers (default: %(default)s)"
+    )
+    command.add_argument("--label", type=whole(0), help="class label, for class-conditional exports")
+    command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda if there)")
+
+
+def _steering(command: Parser, particles: int) -> None:
+    add = command.add_argument
+    reward_help = "what to steer towards, e.g. clock:time=3:47,sharpness=40"
+    add("--reward", required=True, metavar="NAME[:key=value,...]", help=reward_help)
+    add("--num-particles", type=whole(1), default=particles, help="per population (default: %(default)s)")
+    add("--num-populations", type=whole(1), default=1, help="independent runs (default: %(default)s)")
+    add("--lookahead", type=one_of(LOOKAHEADS), default="flow_map", help=", ".join(LOOKAHEADS))
+    add("--lookahead-steps", type=whole(1), default=1, help="steps of the look-ahead (default: %(default)s)")
+    add("--noise", type=real(0), default=1.0, help="multiplier of the SDE's noise (default: %(default)s)")
+    add("--guidance", type=real(0), default=1.0, help="multiplier of the reward's gradient")
+    add("--gradient", type=one_of(GRADIENTS), default="auto", help=", ".join(GRADIENTS))
+    add("--kernel", type=one_of(KERNELS), default="sde", help=", ".join(KERNELS))
+    add("--teacher", metavar="EXPORT", help="an export whose velocity drives the particles instead")
+    add("--chunk-size", type=whole(1), help="particles per network call; bounds memory")
+    add("--max-reward-calls", type=whole(1), help="refuse to start beyond this many")
+    add("--judge", type=one_of(JUDGES), default="auto", help="who reads the samples; auto: clock for a clock")
+    add(
+        "--tolerance",
+        type=real(0),
+        default=10.0,
+        help="of the clock judge, in minutes (default: %(default)s)",
+    )
+    _shared(command)
+
+
+def build_parser() -> Parser:
+    """The parser of ``fmtt``; the parsed arguments hold the command's ``run``."""
+    parser = Parser(prog="fmtt", description="Sample from flow maps, and steer them towards rewards.")
+    parser.add_argument("--version", action="version", version=f"fmtt {fmtt.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, module: str) -> Parser:
+        made = commands.add_parser(name, help=text, description=text)
+        made.add_argument("export", metavar="EXPORT", help="an export's folder, or the name of a shipped one")
+        made.set_defaults(run=_runner(module))
+        parser.commands[name] = made
+        return made
+
+    info = command("info", "Say what an export holds.", "info")
+    info.add_argument("--json", action="store_true", help="print config.json instead")
+
+    sample = command("sample", "Draw samples in a few steps of the flow map.", "sample")
+    sample.add_argument("--steps", type=whole(1), default=4, help="steps of the map (default: %(default)s)")
+    sample.add_argument("--num-samples", type=whole(1), default=16, help="(default: %(default)s)")
+    sample.add_argument("--chunk-size", type=whole(1), default=256, help="samples per network call")
+    _shared(sample)
+
+    tilt = command("tilt", "Sample from the model's law tilted by a reward, with weights.", "tilt")
+    tilt.add_argument("--num-steps", type=whole(1), default=50, help="of the SDE (default: %(default)s)")
+    tilt.add_argument("--weights", type=one_of(WEIGHTS), default="exact", help=", ".join(WEIGHTS))
+    tilt.add_argument("--ess-threshold", type=real(0, 1), default=0.5, help="resample below this fraction")
+    tilt.add_argument("--chi", type=real(0), default=0.0, help="extra drift along the reward's gradient")
+    tilt.add_argument("--gradient-every", type=whole(1), default=1, help="steps between look-aheads")
+    _steering(tilt, 64)
+
+    search = command("search", "Spend a budget on samples of high reward.", "search")
+    search.add_argument(
+        "--keep", type=whole(1), default=4, help="survivors of a selection (default: %(default)s)"
+    )
+    search.add_argument("--rounds", type=whole(1), default=4, help="selections (default: %(default)s)")
+    search.add_argument(
+        "--num-steps", type=whole(1), help="of the SDE (default: 50; with renoise rounds + 1)"
+    )
+    _steering(search, 16)
+
+    evaluate = command("evaluate", "Measure look-ahead accuracy; needs the extra [evaluate].", "evaluate")
+    evaluate.add_argument(
+        "--teacher", metavar="EXPORT", help="the reference (default: the map's own diagonal)"
+    )
+    evaluate.add_argument("--num-samples", type=whole(2), default=128, help="(default: %(default)s)")
+    evaluate.add_argument("--reward", metavar="NAME[:key=value,...]", help="also measure look-ahead rewards")
+    evaluate.add_argument("--gradient-samples", type=whole(2), default=16, help="spent on reward gradients")
+    evaluate.add_argument("--chunk-size", type=whole(1), default=128, help="samples per network call")
+    _shared(evaluate)
+    return parser

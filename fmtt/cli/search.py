@@ -1,0 +1,38 @@
+"""``fmtt search EXPORT --reward ... --out DIR``: samples of high reward, no weights, no law."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+import fmtt
+from fmtt.cli.progress import Progress, WatchedReward
+from fmtt.cli.steering import SHOWN, Task
+
+
+def run(args: Namespace) -> None:
+    """Write samples, the best of each population, a grid with the best first, and summary.json."""
+    task = Task(args)
+    with Progress("searching", (args.rounds + 1) * args.num_particles * args.num_populations) as bar:
+        result = fmtt.search(
+            task.model.map,
+            WatchedReward(task.reward, bar),
+            **task.keywords(args),
+            keep=args.keep,
+            rounds=args.rounds,
+        )
+    tensors = {"samples": result.samples, "rewards": result.rewards, "population": result.population}
+    task.out.tensors("samples.safetensors", {**tensors, "best": result.best})
+    best_first = result.samples[result.rewards.argsort(descending=True)[:SHOWN]]
+    task.out.picture("samples.png", best_first, task.model.values)
+    task.before_and_after(best_first, "after: search, best first")
+    task.out.finish(
+        args,
+        {
+            "base_law": result.base_law,
+            "best_reward": result.best_rewards,
+            "mean_reward": float(result.rewards.double().mean()),
+            "judge": task.judged(result.best),
+            "cost": result.cost.as_dict(),
+            "history": result.history._asdict(),
+        },
+    )

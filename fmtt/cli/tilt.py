@@ -1,0 +1,81 @@
+"""``fmtt tilt EXPORT --reward ... --out DIR``: weighted samples of the tilted law."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+import torch
+from torch import Tensor
+
+import fmtt
+from fmtt.cli.model import installed
+from fmtt.cli.progress import Progress, WatchedReward
+from fmtt.cli.steering import DRAWN_POPULATIONS, SHOWN, Task
+from fmtt.steering import smc
+from fmtt.steering.result import TiltResult
+
+
+def pooled_log_weights(result: TiltResult) -> Tensor:
+    """Log-weights (P*N,) of all particles together, each population weighted by its estimate of Z."""
+    table = result.log_weights.reshape(result.num_populations, -1)
+    log_z = result.log_z.reshape(result.num_populations)
+    return (table + (log_z - smc.log_mean_exp(table))[:, None]).reshape(-1)
+
+
+def run(args: Namespace) -> None:
+    """Write samples with weights, a grid of resampled ones, curves, and summary.json."""
+    task = Task(args)
+    looks = -(-args.num_steps // args.gradient_every) + 1
+    total = looks * args.num_particles * args.num_populations
+    with Progress("tilting", total) as bar:
+        result = fmtt.tilt(
+            task.model.map,
+            WatchedReward(task.reward, bar),
+            **task.keywords(args),
+            weights=args.weights,
+            chi=args.chi,
+            gradient_every=args.gradient_every,
+            ess_threshold=args.ess_threshold,
+        )
+    log_weights = pooled_log_weights(result)
+    weights = torch.softmax(log_weights, 0)
+    order = torch.arange(min(SHOWN, len(result.samples)), device=log_weights.device)
+    index = smc.systematic(log_weights[None], task.model.generator(2), len(order))[0]
+    resampled = result.samples[index[torch.randperm(len(index), generator=torch.Generator().manual_seed(0))]]
+    tensors = {"samples": result.samples, "log_weights": result.log_weights, "rewards": result.rewards}
+    task.out.tensors("samples.safetensors", {**tensors, "population": result.population})
+    task.out.picture("samples.png", resampled, task.model.values)
+    task.before_and_after(resampled, "after: tilted, resampled")
+    _curves(task, result)
+    history = result.history
+    task.out.finish(
+        args,
+        {
+            "base_law": result.base_law,
+            "log_z": result.log_z,
+            "ess": result.ess,
+            "effective_samples": float(1 / weights.square().sum()),
+            "mean_reward": float((weights * result.rewards.double()).sum()),
+            "best_reward": float(result.rewards.max()),
+            "judge": task.judged(result.samples, weights),
+            "thermodynamic_length": history.thermodynamic_length[-1],
+            "resamplings": history.resampled.sum(0),
+            "cost": result.cost.as_dict(),
+            "history": {name: value for name, value in history._asdict().items() if name != "ancestors"},
+        },
+    )
+
+
+def _curves(task: Task, result: TiltResult) -> None:
+    """curves.png: ESS, log Z and thermodynamic length of the first few populations."""
+    if not installed("matplotlib"):
+        return
+    from fmtt.evaluation.figures import tilt_curves
+
+    history, runs = result.history, {}
+    for p in range(min(result.num_populations, DRAWN_POPULATIONS)):
+        name = f"population {p + 1}" if result.num_populations > 1 else "fmtt"
+        columns = ("ess", "log_z", "thermodynamic_length", "resampled")
+        runs[name] = {key: getattr(history, key)[:, p].tolist() for key in columns}
+        runs[name]["t"] = history.t.tolist()
+    task.out.figure("curves.png", tilt_curves(runs))

@@ -1,0 +1,1 @@
+"""Measuring flow maps and tilted samples: look-ahead accuracy, exactness, figures, reports."""

@@ -1,0 +1,82 @@
+"""Derivatives of a flow map in its times: each function returns (value, derivative) from one jvp."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from fmtt.tensor import batch_time, expand_like
+from fmtt.types import Cond, FlowMap, Time
+
+
+def jvp(
+    f: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """(f, directional derivative of f) by forward-mode AD.
+
+    Attention runs through the math kernel: the fused kernels have no forward-mode derivative.
+    """
+    with sdpa_kernel(SDPBackend.MATH):
+        return cast(tuple[Tensor, Tensor], torch.func.jvp(f, primals, tangents))
+
+
+def partial_t(
+    flow_map: FlowMap, x: Tensor, s: Time, t: Time, cond: Cond | None = None
+) -> tuple[Tensor, Tensor]:
+    """(X_{s,t}(x), its derivative in t), both (B, *D): the left side of the Lagrangian identity."""
+    s, t = batch_time(s, x), batch_time(t, x)
+    return jvp(lambda t_: flow_map(x, s, t_, cond), (t,), (torch.ones_like(t),))
+
+
+def eulerian_derivative(
+    flow_map: FlowMap,
+    x: Tensor,
+    s: Time,
+    t: Time,
+    cond: Cond | None = None,
+    velocity: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(X_{s,t}(x), d/ds X + grad X . b_s), both (B, *D); the second is zero for an exact map.
+
+    Args:
+        velocity: b_s(x); the map's own diagonal if omitted.
+    """
+    s, t = batch_time(s, x), batch_time(t, x)
+    b = flow_map.velocity(x, s, cond) if velocity is None else velocity
+    return jvp(lambda x_, s_: flow_map(x_, s_, t, cond), (x, s), (b, torch.ones_like(s)))
+
+
+@runtime_checkable
+class HasAverageVelocity(Protocol):
+    """A flow map that gives u_{s,t}(x) itself, also at s = t."""
+
+    def average_velocity(self, x: Tensor, s: Time, t: Time, cond: Cond | None = None) -> Tensor: ...
+
+
+def average_velocity(
+    flow_map: FlowMap,
+    x: Tensor,
+    s: Tensor,
+    t: Tensor,
+    cond: Cond | None = None,
+    *,
+    derivative: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """(u_{s,t}(x), its derivative in t or zeros), both (B, *D), with X_{s,t}(x) = x + (t - s) u.
+
+    A map that has no ``average_velocity`` of its own gets it from X, which needs s < t.
+    """
+
+    def u(t_: Tensor) -> Tensor:
+        if isinstance(flow_map, HasAverageVelocity):
+            return flow_map.average_velocity(x, s, t_, cond)
+        return (flow_map(x, s, t_, cond) - x) / expand_like(t_ - s, x)
+
+    if derivative:
+        return jvp(u, (t,), (torch.ones_like(t),))
+    value = u(t)
+    return value, torch.zeros_like(value)

@@ -1,0 +1,59 @@
+"""Time and position embeddings. Computed in float32 (or wider), whatever the network's dtype."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class TimeEmbedding(nn.Module):
+    """cos/sin features of a time in [0, 1], then a two-layer MLP: (B,) to (B, dim).
+
+    Args:
+        dim: output width.
+        max_frequency: highest angular frequency in units of pi. High frequencies make the time
+            derivative of the network large, which upsets objectives that differentiate in t.
+        num_frequencies: geometrically spaced from 1/2 to ``max_frequency``.
+        zero_init: start as the zero function.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        max_frequency: float = 8.0,
+        num_frequencies: int = 16,
+        zero_init: bool = False,
+    ) -> None:
+        super().__init__()
+        self.max_frequency = max_frequency
+        self.num_frequencies = num_frequencies
+        self.hidden = nn.Linear(2 * num_frequencies, dim)
+        self.out = nn.Linear(dim, dim)
+        if zero_init:
+            nn.init.zeros_(self.out.weight)
+            nn.init.zeros_(self.out.bias)
+
+    def forward(self, t: Tensor) -> Tensor:
+        with torch.autocast(t.device.type, enabled=False):
+            # Not a buffer: converting the module to bfloat16 would round the frequencies.
+            t = t.to(torch.promote_types(t.dtype, torch.float32))
+            exponents = torch.linspace(0, 1, self.num_frequencies, device=t.device, dtype=t.dtype)
+            angles = t[:, None] * (0.5 * (2 * self.max_frequency) ** exponents * math.pi)
+            features = torch.cat([angles.cos(), angles.sin()], dim=1)  # (B, 2F)
+            return self.out(nn.functional.silu(self.hidden(features.to(self.hidden.weight.dtype))))
+
+
+def grid_positions(height: int, width: int, dim: int) -> Tensor:
+    """Fixed 2-D sine-cosine positions, (height * width, dim); ``dim`` must be divisible by 4."""
+    if dim % 4:
+        raise ValueError(f"dim must be divisible by 4 for 2-D positions, got {dim}")
+    frequencies = 1.0 / 100 ** (torch.arange(dim // 4) / (dim // 4))
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    parts = []
+    for coordinate in (y, x):
+        angles = coordinate.reshape(-1, 1).float() * frequencies
+        parts += [angles.sin(), angles.cos()]
+    return torch.cat(parts, dim=1)

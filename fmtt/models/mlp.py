@@ -1,0 +1,84 @@
+"""A two-time MLP for low-dimensional data; every operation has a forward-mode derivative."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fmtt.models.embeddings import TimeEmbedding
+from fmtt.types import Cond
+
+
+class ResidualLayer(nn.Module):
+    """x + down(silu(up(x) (1 + scale) + shift)), scale and shift from the times.
+
+    Nothing is normalised: a velocity grows with the distance from the data.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(width, 2 * width)
+        self.up = nn.Linear(width, width)
+        self.down = nn.Linear(width, width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift, scale = self.modulation(c).chunk(2, dim=-1)
+        return x + self.down(F.silu(self.up(x) * (1 + scale) + shift))
+
+
+class MLP(nn.Module):
+    """Network ``(x (B, *D), s (B,), t (B,), cond) -> (B, *D)``; x is flattened.
+
+    The second time enters through a zero-initialised embedding, so that an untrained student equals
+    its one-time teacher.
+
+    Args:
+        data_shape: *D.
+        width: hidden width.
+        depth: residual layers.
+        num_classes: if positive, ``cond["label"]`` (B,) in [0, num_classes] is required, where
+            ``num_classes`` itself is the null label.
+        max_frequency, second_max_frequency: highest frequencies of the two time embeddings.
+    """
+
+    def __init__(
+        self,
+        data_shape: tuple[int, ...],
+        *,
+        width: int = 128,
+        depth: int = 3,
+        num_classes: int = 0,
+        max_frequency: float = 4.0,
+        second_max_frequency: float = 4.0,
+    ) -> None:
+        super().__init__()
+        size = int(torch.Size(data_shape).numel())
+        if size < 1 or width < 1 or depth < 0:
+            raise ValueError(f"MLP needs positive sizes, got {data_shape=}, {width=}, {depth=}")
+        self.embed = nn.Linear(size, width)
+        self.time = TimeEmbedding(width, max_frequency=max_frequency)
+        self.second_time = TimeEmbedding(width, max_frequency=second_max_frequency, zero_init=True)
+        self.label = nn.Embedding(num_classes + 1, width) if num_classes else None
+        self.layers = nn.ModuleList(ResidualLayer(width) for _ in range(depth))
+        self.final = nn.Linear(width, size)
+        nn.init.zeros_(self.final.weight)
+        nn.init.zeros_(self.final.bias)
+
+    def embed_condition(self, s: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
+        """The vector that modulates every layer, (B, width)."""
+        c = self.time(s) + self.second_time(t)
+        if self.label is None:
+            return c
+        if cond is None or "label" not in cond:
+            raise ValueError('this network is class-conditional: pass cond={"label": (B,) integers}')
+        return c + self.label(cond["label"])
+
+    def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        c = F.silu(self.embed_condition(s, t, cond))
+        h = self.embed(x.flatten(1))  # (B, width)
+        for layer in self.layers:
+            h = layer(h, c)
+        return self.final(h).reshape(x.shape)

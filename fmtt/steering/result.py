@@ -1,0 +1,194 @@
+"""What a run returns: samples, weights, what they mean, what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fmtt.steering import smc
+from fmtt.steering.cost import Cost
+
+
+class Expectation(NamedTuple):
+    """A self-normalised estimate with its standard error.
+
+    Attributes:
+        value: float64, the shape of f for one sample; with a leading (P,) for several populations.
+        standard_error: the same shape; nan where it cannot be estimated.
+        reason: why it is nan, or "".
+    """
+
+    value: Tensor
+    standard_error: Tensor
+    reason: str = ""
+
+
+class History(NamedTuple):
+    """What happened at each of K steps; row k describes the arrival at ``t[k]``.
+
+    Attributes:
+        t: (K,) times.
+        ess: (K, P) effective sample size as a fraction, before any resampling.
+        log_z: (K, P) running estimate of log E[e^{r_t}].
+        work_variance: (K, P) variance of the step's log-weight increment.
+        thermodynamic_length: (K, P) running sum of its root.
+        total_discrepancy: (K, P) running sum of log E[w^2] - 2 log E[w] over incremental weights w.
+        resampled: (K, P) bool.
+        ancestors: (K, P, N) the particle of the step before that each one continues.
+    """
+
+    t: Tensor
+    ess: Tensor
+    log_z: Tensor
+    work_variance: Tensor
+    thermodynamic_length: Tensor
+    total_discrepancy: Tensor
+    resampled: Tensor
+    ancestors: Tensor
+
+
+@dataclass(frozen=True)
+class TiltResult:
+    """Weighted samples of P populations of N particles, population by population.
+
+    Attributes:
+        samples: (P*N, *D).
+        log_weights: (P*N,) float64, as they stand after the last resampling.
+        log_z: estimate of log E[e^r] under the base law; a scalar, or (P,) for several populations.
+        ess: effective sample size as a fraction of N; a scalar, or (P,).
+        rewards: (P*N,) of the samples.
+        population: (P*N,) the population of each sample.
+        eve: (P*N,) the initial particle (within its population) that each sample descends from.
+        history: per step.
+        cost: what the run spent.
+        base_law: the law that is tilted, as a sentence.
+    """
+
+    samples: Tensor
+    log_weights: Tensor
+    log_z: Tensor
+    ess: Tensor
+    rewards: Tensor
+    population: Tensor
+    eve: Tensor
+    history: History
+    cost: Cost
+    base_law: str
+    num_populations: int = 1
+
+    @property
+    def best(self) -> Tensor:
+        """The sample of highest reward of each population, (P, *D)."""
+        return self.samples[_best_rows(self.rewards, self.num_populations)]
+
+    @property
+    def best_rewards(self) -> Tensor:
+        """Rewards of :attr:`best`, (P,)."""
+        return self.rewards[_best_rows(self.rewards, self.num_populations)]
+
+    def expect(self, f: Callable[[Tensor], Tensor], *, pool: bool = False) -> Expectation:
+        """Estimate E[f(x)] under the tilted law.
+
+        The standard error groups particles by their common ancestor at the first step (Chan and Lai 2013),
+        since descendants of one particle are not independent.
+
+        Args:
+            f: samples (B, *D) to (B,) or (B, M).
+            pool: treat the populations as independent runs of one problem, each weighted by its Z.
+
+        Returns:
+            One estimate, or one per population if there are several and they are not pooled.
+        """
+        P = self.num_populations
+        values = f(self.samples).detach().double()
+        phi = values.reshape(P, -1, *values.shape[1:])  # (P, N, ...)
+        log_weights = self.log_weights.reshape(P, -1)
+        eve = self.eve.reshape(P, -1)
+        N = eve.shape[1]
+        if pool:
+            log_weights = log_weights + (self.log_z.reshape(P) - smc.log_mean_exp(log_weights))[:, None]
+            eve = eve + N * torch.arange(P, device=eve.device)[:, None]
+            phi, log_weights, eve = phi.flatten(0, 1)[None], log_weights.reshape(1, -1), eve.reshape(1, -1)
+        parts = [_expect_one(*row) for row in zip(phi, log_weights, eve, strict=True)]
+        reason = next((p.reason for p in parts if p.reason), "")
+        if len(parts) == 1:
+            return parts[0]
+        return Expectation(
+            torch.stack([p.value for p in parts]), torch.stack([p.standard_error for p in parts]), reason
+        )
+
+    def resample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw n unweighted samples per population: (P*n, *D)."""
+        log_weights = self.log_weights.reshape(self.num_populations, -1)
+        ancestors = smc.systematic(log_weights, generator, n)
+        return self.samples[smc.flat_index(ancestors, log_weights.shape[1])]
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Finished samples of a search. A search maximises: it carries no weights and claims no law.
+
+    Attributes:
+        samples: (P*N, *D), population by population.
+        rewards: (P*N,).
+        population: (P*N,).
+        history: one row per round and population: time, highest and mean look-ahead reward.
+        cost: what the search spent.
+        base_law: a sentence that says that there is none.
+    """
+
+    samples: Tensor
+    rewards: Tensor
+    population: Tensor
+    history: SearchHistory
+    cost: Cost
+    base_law: str
+    num_populations: int = 1
+
+    @property
+    def best(self) -> Tensor:
+        """The sample of highest reward of each population, (P, *D)."""
+        return self.samples[_best_rows(self.rewards, self.num_populations)]
+
+    @property
+    def best_rewards(self) -> Tensor:
+        """Rewards of :attr:`best`, (P,)."""
+        return self.rewards[_best_rows(self.rewards, self.num_populations)]
+
+
+class SearchHistory(NamedTuple):
+    """Look-ahead rewards of the candidates at each round.
+
+    Attributes:
+        t: (R,) times of the selections.
+        best: (R, P) highest reward among candidates.
+        mean: (R, P) mean reward of candidates.
+    """
+
+    t: Tensor
+    best: Tensor
+    mean: Tensor
+
+
+def _best_rows(rewards: Tensor, num_populations: int) -> Tensor:
+    table = rewards.reshape(num_populations, -1)
+    return smc.flat_index(table.argmax(1, keepdim=True), table.shape[1])
+
+
+def _expect_one(phi: Tensor, log_weights: Tensor, eve: Tensor) -> Expectation:
+    """The estimate of one genealogy: phi (N, ...), log_weights (N,), eve (N,)."""
+    N = eve.shape[0]
+    weights = torch.softmax(log_weights, 0)
+    w = weights.reshape(-1, *([1] * (phi.ndim - 1)))
+    value = (w * phi).sum(0)
+    families, family = torch.unique(eve[weights > 0], return_inverse=True)
+    if len(families) < 2:
+        nan = torch.full_like(value, float("nan"))
+        return Expectation(value, nan, "all weighted samples descend from one initial particle")
+    sums = torch.zeros(len(families), *phi.shape[1:], dtype=phi.dtype, device=phi.device)
+    sums.index_add_(0, family, (w * (phi - value))[weights > 0])
+    return Expectation(value, (sums.square().sum(0) * (N / (N - 1))).sqrt())

@@ -1,0 +1,140 @@
+"""From what a user passes to a batch of particles, and the checks that tilt, search and sample share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fmtt.errors import UserError
+from fmtt.steering import smc
+from fmtt.steering.cost import Cost
+from fmtt.steering.dynamics import Problem, score
+from fmtt.tensor import take_cond
+from fmtt.types import Cond, FlowMap
+
+GRADIENTS = ("auto", "none")
+
+
+@dataclass(frozen=True)
+class Start:
+    """P populations of N particles before the first step.
+
+    Attributes:
+        x: (P*N, *D).
+        cond: one row per particle, or None.
+        population: (P*N,).
+    """
+
+    x: Tensor
+    cond: Cond | None
+    population: Tensor
+    num_populations: int
+    cost: Cost
+
+
+def particles(
+    flow_map: FlowMap,
+    num_particles: int,
+    num_populations: int | None = None,
+    data_shape: tuple[int, ...] | None = None,
+    cond: Cond | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    x_init: Tensor | None = None,
+    t_start: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Start:
+    """Draw, or take over, the initial particles.
+
+    Raises:
+        UserError: when shapes or counts do not fit.
+    """
+    if num_particles < 1:
+        raise UserError(f"num_particles must be at least 1, got {num_particles}")
+    P = _num_populations(cond, num_populations)
+    total = P * num_particles
+    device, dtype = _placement(flow_map, x_init, device, dtype)
+    if x_init is None:
+        if t_start != 0:
+            raise UserError(f"t_start={t_start:g} needs x_init, the states at that time")
+        shape = data_shape if data_shape is not None else getattr(flow_map, "data_shape", None)
+        if shape is None:
+            raise UserError("data_shape is needed: this flow map does not say its own")
+        x = smc.normal((total, *shape), generator, device, dtype)
+    else:
+        x = x_init.detach().to(device=device, dtype=dtype)
+        if x.shape[0] not in (1, num_particles, total):
+            raise UserError(f"x_init must have 1, {num_particles} or {total} rows, got {x.shape[0]}")
+        if x.shape[0] != total:
+            x = x.repeat(total // x.shape[0], *([1] * (x.ndim - 1)))
+    population = torch.arange(P, device=x.device).repeat_interleave(num_particles)
+    if cond is not None:
+        cond = {name: value.to(x.device) for name, value in cond.items()}
+        rows = next(iter(cond.values())).shape[0] if cond else 0
+        index = torch.zeros_like(population) if rows == 1 else population
+        cond = take_cond(cond, index)
+    return Start(x, cond, population, P, Cost(populations=P))
+
+
+def uses_gradient(problem: Problem, start: Start, gradient: str) -> bool:
+    """Whether the reward's gradient steers.
+
+    Under "auto" the reward says so by an attribute ``differentiable``, or is tried on one particle.
+    """
+    if gradient not in GRADIENTS:
+        raise UserError(f"gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}")
+    if gradient == "none":
+        return False
+    declared = getattr(problem.reward, "differentiable", None)
+    if declared is not None:
+        return bool(declared)
+    with torch.enable_grad():
+        probe = start.x[:1].detach().clone().requires_grad_()
+        return score(problem, probe, take_cond(start.cond, slice(0, 1))).requires_grad
+
+
+def check_reward_calls(limit: int | None, start: Start, scored: int) -> None:
+    """Refuse a run that would score its particles too often.
+
+    Args:
+        scored: how many times every particle is scored.
+    """
+    planned = scored * start.x.shape[0]
+    if limit is not None and planned > limit:
+        raise UserError(
+            f"the run would make {planned} reward calls, more than max_reward_calls={limit}: "
+            "use fewer particles or steps, or a larger gradient_every with weights='path'"
+        )
+
+
+def _num_populations(cond: Cond | None, num_populations: int | None) -> int:
+    if num_populations is not None and num_populations < 1:
+        raise UserError(f"num_populations must be at least 1, got {num_populations}")
+    if not cond:
+        return num_populations or 1
+    rows = {name: value.shape[0] if value.ndim else 0 for name, value in cond.items()}
+    if len(set(rows.values())) != 1 or 0 in rows.values():
+        raise UserError(f"every entry of cond needs the same number of rows, got {rows}")
+    count = next(iter(rows.values()))
+    if num_populations is None or count == num_populations:
+        return count
+    if count != 1:
+        raise UserError(
+            f"cond has {count} rows for num_populations={num_populations}: give 1 row or {num_populations}"
+        )
+    return num_populations
+
+
+def _placement(
+    flow_map: FlowMap, x_init: Tensor | None, device: torch.device | str | None, dtype: torch.dtype | None
+) -> tuple[torch.device, torch.dtype]:
+    like: Tensor | None = x_init
+    if like is None and isinstance(flow_map, nn.Module):
+        like = next(flow_map.parameters(), None)
+    if device is None:
+        device = like.device if like is not None else "cpu"
+    if dtype is None:
+        dtype = like.dtype if like is not None else torch.get_default_dtype()
+    return torch.device(device), dtype

@@ -1,0 +1,46 @@
+"""Small tensor helpers: times against batches, and gathering particles."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fmtt.types import Cond, Time
+
+
+def expand_like(v: Tensor, x: Tensor) -> Tensor:
+    """Reshape ``v`` (B,) to (B, 1, ...) so that it multiplies ``x`` (B, *D) per sample."""
+    return v.reshape(v.shape[0], *([1] * (x.ndim - 1)))
+
+
+def batch_time(t: Time, x: Tensor) -> Tensor:
+    """Return ``t`` as a tensor of shape (B,) on the device and in the dtype of ``x`` (B, *D).
+
+    For an ``x`` in half precision times are float32: bfloat16 has three decimal digits.
+
+    Raises:
+        ValueError: when ``t`` is a tensor whose shape is neither () nor (B,).
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if not isinstance(t, Tensor):
+        return torch.full((x.shape[0],), float(t), device=x.device, dtype=dtype)
+    if t.ndim == 0:
+        return t.to(device=x.device, dtype=dtype).expand(x.shape[0])
+    if t.shape != (x.shape[0],):
+        raise ValueError(f"a time must be a float or have shape ({x.shape[0]},), got {tuple(t.shape)}")
+    return t.to(device=x.device, dtype=dtype)
+
+
+def take_cond(cond: Cond | None, index: Tensor | slice) -> Cond | None:
+    """Select rows of every tensor of ``cond``; None stays None."""
+    return None if cond is None else {name: value[index] for name, value in cond.items()}
+
+
+def per_sample(x: Tensor) -> Tensor:
+    """Sum everything but the batch: (B, *D) to (B,)."""
+    return x.flatten(1).sum(1) if x.ndim > 1 else x
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product per sample: two (B, *D) to (B,)."""
+    return per_sample(a * b)

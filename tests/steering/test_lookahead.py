@@ -1,0 +1,106 @@
+"""Look-aheads: the identity at t = 1, exact times per sample, honest prices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fmtt.errors import UserError
+from fmtt.flow.interpolant import Linear, Trigonometric
+from fmtt.flow.oracle import Gaussian
+from fmtt.steering import lookahead as lookaheads
+from fmtt.types import Time
+
+NAMES = [("none", 1), ("denoiser", 1), ("euler", 1), ("euler", 3), ("flow_map", 1), ("flow_map", 3)]
+
+
+@pytest.fixture(params=[Linear, Trigonometric], ids=["linear", "trigonometric"])
+def flow(request: Any) -> Gaussian:
+    return Gaussian([0.4, -0.3], [0.5, 1.7], request.param())
+
+
+def look(flow: Gaussian, name: str, steps: int, x: Tensor, t: Tensor) -> Tensor:
+    ahead = lookaheads.build(name, steps, flow, flow.velocity)
+    return ahead(x, t, None, flow.velocity(x, t) if ahead.uses_velocity else None)
+
+
+@pytest.mark.parametrize(("name", "steps"), NAMES)
+def test_identity_at_the_end(flow: Gaussian, name: str, steps: int) -> None:
+    x = torch.randn(7, 2, dtype=torch.float64)
+    torch.testing.assert_close(look(flow, name, steps, x, torch.ones(7).double()), x, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "steps"), NAMES)
+def test_every_sample_has_its_own_time(flow: Gaussian, name: str, steps: int) -> None:
+    x, t = torch.randn(5, 2, dtype=torch.float64), torch.rand(5, dtype=torch.float64)
+    alone = [look(flow, name, steps, x[i : i + 1], t[i : i + 1]) for i in range(5)]
+    torch.testing.assert_close(look(flow, name, steps, x, t), torch.cat(alone))
+
+
+@pytest.mark.parametrize(("name", "steps"), NAMES)
+def test_derivative_in_time_includes_the_grid(flow: Gaussian, name: str, steps: int) -> None:
+    x, t = torch.randn(5, 2, dtype=torch.float64), torch.rand(5, dtype=torch.float64) * 0.9
+    t.requires_grad_()
+    value = look(flow, name, steps, x, t).sum()
+    if name == "none":
+        assert not value.requires_grad
+        return
+    (found,) = torch.autograd.grad(value, t)
+    h = 1e-5
+    with torch.no_grad():
+        ends = [look(flow, name, steps, x, t + sign * h).sum(1) for sign in (1, -1)]
+    torch.testing.assert_close(found, (ends[0] - ends[1]) / (2 * h), atol=1e-7, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("steps"), (1, 2, 5))
+def test_steps_of_an_exact_map_agree(flow: Gaussian, steps: int) -> None:
+    x, t = torch.randn(5, 2, dtype=torch.float64), torch.rand(5, dtype=torch.float64)
+    torch.testing.assert_close(look(flow, "flow_map", steps, x, t), flow(x, t, 1.0))
+
+
+def test_euler_converges_to_the_map(flow: Gaussian) -> None:
+    x, t = torch.randn(5, 2, dtype=torch.float64), torch.full((5,), 0.2, dtype=torch.float64)
+    torch.testing.assert_close(look(flow, "euler", 2000, x, t), flow(x, t, 1.0), atol=2e-3, rtol=0)
+
+
+def test_a_denoiser_is_one_euler_step_on_the_linear_path() -> None:
+    flow = Gaussian([0.4, -0.3], [0.5, 1.7])
+    x, t = torch.randn(5, 2, dtype=torch.float64), torch.rand(5, dtype=torch.float64)
+    torch.testing.assert_close(look(flow, "denoiser", 1, x, t), look(flow, "euler", 1, x, t))
+    torch.testing.assert_close(look(flow, "denoiser", 1, x, t), flow.denoiser(x, t))
+
+
+@pytest.mark.parametrize(("name", "steps"), NAMES)
+def test_declared_passes_are_those_made(name: str, steps: int) -> None:
+    flow = Gaussian([0.4])
+    calls = 0
+
+    class Counted:
+        interpolant = flow.interpolant
+
+        def __call__(self, x: Tensor, s: Time, t: Time, cond: Any = None) -> Tensor:
+            nonlocal calls
+            calls += 1
+            return flow(x, s, t)
+
+        def velocity(self, x: Tensor, t: Time, cond: Any = None) -> Tensor:
+            nonlocal calls
+            calls += 1
+            return flow.velocity(x, t)
+
+    counted = Counted()
+    ahead = lookaheads.build(name, steps, counted, counted.velocity)
+    x, t = torch.randn(3, 1, dtype=torch.float64), torch.full((3,), 0.3, dtype=torch.float64)
+    ahead(x, t, None, flow.velocity(x, t) if ahead.uses_velocity else None)
+    assert calls == ahead.passes
+
+
+def test_unknown_names_and_steps_are_refused() -> None:
+    flow = Gaussian([0.4])
+    with pytest.raises(UserError, match="flow_map, denoiser, euler, none"):
+        lookaheads.build("map", 1, flow, flow.velocity)
+    with pytest.raises(UserError, match="lookahead_steps"):
+        lookaheads.build("flow_map", 0, flow, flow.velocity)

@@ -1,0 +1,309 @@
+"""fmtt.tilt as a whole: reproducible, chunked, in populations, priced, and clear about wrong input."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fmtt
+from fmtt.errors import UserError
+from fmtt.flow.oracle import Gaussian
+from fmtt.steering.lookahead import DenoiserLookahead, FlowMapLookahead
+
+
+def reward(x: Tensor, cond: Any = None) -> Tensor:
+    return 1.5 * x[:, 0] - x[:, 0].square() / 2
+
+
+def tilt(flow: Any, seed: int = 0, **options: Any) -> fmtt.TiltResult:
+    settings = {"num_particles": 64, "num_steps": 12, "dtype": torch.float64, **options}
+    score = settings.pop("reward", reward)
+    return fmtt.tilt(flow, score, generator=torch.Generator().manual_seed(seed), **settings)
+
+
+def same(a: fmtt.TiltResult, b: fmtt.TiltResult) -> bool:
+    tensors = [(r.samples, r.log_weights, r.log_z, r.ess, r.rewards, r.eve, *r.history) for r in (a, b)]
+    return all(torch.equal(x, y) for x, y in zip(*tensors, strict=True))
+
+
+@pytest.mark.parametrize("weights", ("exact", "path"))
+def test_the_seed_decides_every_bit(product_mixture: Any, weights: str) -> None:
+    flow, options = product_mixture(1), {"weights": weights, "ess_threshold": 0.95}
+    first = tilt(flow, **options)
+    assert first.history.resampled.any()
+    assert same(first, tilt(flow, **options)) and not same(first, tilt(flow, seed=1, **options))
+
+
+@pytest.mark.parametrize("kernel", ("sde", "renoise"))
+def test_chunks_change_no_bit(product_mixture: Any, kernel: str) -> None:
+    flow = product_mixture(2)
+    options = {"weights": "path", "kernel": kernel, "ess_threshold": 0.95, "num_populations": 3}
+    whole = tilt(flow, **options)
+    for size in (50, 1000):
+        assert same(whole, tilt(flow, chunk_size=size, **options))
+
+
+def test_the_global_generator_is_left_alone(product_mixture: Any) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    tilt(product_mixture(1))
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_populations_are_independent_and_labelled(product_mixture: Any) -> None:
+    result = tilt(product_mixture(1), num_populations=3, ess_threshold=0.99)
+    assert result.samples.shape == (192, 1) and result.log_z.shape == result.ess.shape == (3,)
+    assert result.population.tolist() == [0] * 64 + [1] * 64 + [2] * 64
+    assert result.best.shape == (3, 1)
+    assert torch.equal(result.best_rewards, result.rewards.reshape(3, 64).amax(1))
+    assert result.history.ancestors.shape == (12, 3, 64) and int(result.history.ancestors.max()) < 64
+    single = tilt(product_mixture(1))
+    assert single.log_z.shape == single.ess.shape == () and single.best.shape == (1, 1)
+
+
+def test_eve_follows_the_ancestors(product_mixture: Any) -> None:
+    result = tilt(product_mixture(1), ess_threshold=1.0, num_populations=2)
+    eve = torch.arange(64).expand(2, 64)
+    for ancestors in result.history.ancestors.long():
+        eve = eve.gather(1, ancestors)
+    assert torch.equal(result.eve.reshape(2, 64), eve)
+    assert len(result.eve[:64].unique()) < 64
+
+
+def test_prompts_reach_network_and_reward() -> None:
+    """Each population has its own condition; the reward sees it row by row."""
+    flow = Gaussian([0.0], 0.4)
+    pull = torch.tensor([-2.0, 0.0, 2.0], dtype=torch.float64)
+
+    def prompted(x: Tensor, cond: Any) -> Tensor:
+        return cond["pull"] * x[:, 0]
+
+    result = tilt(flow, reward=prompted, cond={"pull": pull}, num_particles=2000, num_steps=40)
+    found = result.expect(lambda x: x[:, 0])
+    assert result.num_populations == 3
+    assert ((found.value - 0.4 * pull).abs() < 4 * found.standard_error + 0.02).all()
+    shared = tilt(flow, reward=prompted, cond={"pull": pull[:1]}, num_populations=2)
+    assert shared.num_populations == 2
+
+
+@pytest.mark.parametrize(
+    ("lookahead", "steps", "gradient", "passes"),
+    [
+        ("none", 1, "auto", 1),
+        ("denoiser", 1, "auto", 3),
+        ("euler", 3, "auto", 9),
+        ("flow_map", 1, "auto", 4),
+        ("flow_map", 2, "auto", 7),
+        ("denoiser", 1, "none", 1),
+        ("flow_map", 2, "none", 3),
+    ],
+)
+def test_cost_is_what_the_network_did(
+    product_mixture: Any, lookahead: str, steps: int, gradient: str, passes: int
+) -> None:
+    base, N, K = product_mixture(1), 10, 9
+    counts = {"forward": 0, "differentiated": 0}
+
+    class Counted(type(base)):
+        def velocity(self, x: Tensor, *args: Any) -> Tensor:
+            return self.count(x, super().velocity(x, *args))
+
+        def __call__(self, x: Tensor, *args: Any) -> Tensor:
+            return self.count(x, super().__call__(x, *args))
+
+        def count(self, x: Tensor, out: Tensor) -> Tensor:
+            counts["forward"] += len(x)
+            counts["differentiated"] += len(x) * out.requires_grad
+            return out
+
+    result = tilt(
+        Counted(1),
+        num_particles=N,
+        num_steps=K,
+        lookahead=lookahead,
+        lookahead_steps=steps,
+        weights="path",
+        gradient=gradient,
+        chunk_size=4,
+    )
+    assert result.cost.forwards == counts["forward"]
+    assert result.cost.backwards == counts["differentiated"]
+    # A step at which lambda = 0 looks no further; nor does the last one need a gradient.
+    steered = K - 2
+    looks = {"none": 0, "denoiser": 0, "euler": steps - 1, "flow_map": steps}[lookahead]
+    differentiated = (passes - 1 - looks) // 2 if gradient == "auto" else 0
+    assert result.cost.passes == N * (K + looks * (K - 1) + 2 * differentiated * steered)
+
+
+def test_exact_weights_cost_one_reverse_pass_a_step() -> None:
+    """One reward call more tells whether the reward has a gradient."""
+    flow, N, K = Gaussian([0.2], 0.5), 10, 8
+    cost = tilt(flow, num_particles=N, num_steps=K).cost
+    assert (cost.forwards, cost.backwards, cost.jvps) == (N * 2 * K, N * (K - 1), 0)
+    assert cost.reward_calls == N * (K + 1) + 1 and cost.seconds > 0 and cost.peak_bytes > 0
+
+
+def test_gradients_kept_between_steps_cost_nothing(product_mixture: Any) -> None:
+    options = {"weights": "path", "num_steps": 12, "num_particles": 10}
+    every = tilt(product_mixture(1), **options).cost.passes
+    fourth = tilt(product_mixture(1), gradient_every=4, **options).cost.passes
+    assert fourth == 10 * (12 + 3 * 3) and every == 10 * (12 + 11 + 2 * 10)
+
+
+def test_thermodynamic_length_of_an_exact_map() -> None:
+    """It depends on the reward's variance along the tilted path alone: a * sigma for a linear reward."""
+    flow = Gaussian([0.5], 0.3)
+    for schedule in ("linear", lambda t: t**2):
+        result = tilt(
+            flow, reward=lambda x, c: 1.2 * x[:, 0], num_particles=20_000, num_steps=60, schedule=schedule
+        )
+        length = float(result.history.thermodynamic_length[-1, 0])
+        assert length == pytest.approx(1.2 * math.sqrt(0.3), rel=0.03)
+        assert float(result.history.total_discrepancy[-1, 0]) > 0
+
+
+def test_without_noise_weights_are_rewards(product_mixture: Any) -> None:
+    for weights in ("exact", "path"):
+        result = tilt(product_mixture(1), noise=0.0, weights=weights, resample="none")
+        torch.testing.assert_close(result.log_weights, reward(result.samples))
+        assert not result.cost.backwards
+
+
+def test_zero_reward_leaves_equal_weights(product_mixture: Any) -> None:
+    result = tilt(product_mixture(1), reward=lambda x, c: 0.0 * x[:, 0], num_populations=2)
+    assert not result.log_weights.any() and not result.log_z.any()
+    torch.testing.assert_close(result.ess, torch.ones(2, dtype=torch.float64))
+
+
+def test_start_from_given_states() -> None:
+    """The base law is the push-forward of the given states; here their conditional law is Gaussian."""
+    flow = Gaussian([0.5], 0.3)
+    x = torch.full((1, 1), 0.7, dtype=torch.float64)
+    options = {"x_init": x, "t_start": 0.6, "num_particles": 20_000, "num_steps": 80}
+    base = tilt(flow, reward=lambda x, c: 0 * x[:, 0], weights="path", **options)
+    tilted = tilt(flow, reward=lambda x, c: 2.0 * x[:, 0], weights="path", seed=1, **options)
+    mean, variance = base.samples.mean(), base.samples.var()
+    found = tilted.expect(lambda x: x[:, 0])
+    assert abs(found.value - (mean + 2 * variance)) < 5 * found.standard_error + 0.01
+    assert "t=0.6" in tilted.base_law
+
+
+def test_another_velocity_may_drive_the_particles() -> None:
+    """The map of one law looks ahead for the particles of another; path weights do not mind."""
+    truth, other = Gaussian([0.5], 0.3), Gaussian([0.0], 1.0)
+    result = tilt(
+        other,
+        reward=lambda x, c: 1.2 * x[:, 0],
+        velocity=truth.velocity,
+        num_particles=20_000,
+        num_steps=60,
+        weights="exact",
+    )
+    found = result.expect(lambda x: x[:, 0])
+    assert abs(found.value - (0.5 + 1.2 * 0.3)) < 4 * found.standard_error + 0.01
+
+
+def test_few_renoising_steps_tilt_an_exact_map() -> None:
+    """Marginals are exact at any number of steps, so six steps suffice for the closed form."""
+    flow = Gaussian([0.5], 0.3)
+    result = tilt(
+        flow,
+        reward=lambda x, c: 1.2 * x[:, 0],
+        kernel="renoise",
+        weights="path",
+        num_steps=6,
+        num_particles=2500,
+        num_populations=16,
+    )
+    found = result.expect(lambda x: x[:, 0]).value
+    assert abs(found.mean() - 0.86) < 4 * found.std() / 4
+    assert abs(result.log_z.mean() - 0.816) < 4 * result.log_z.std() / 4
+    assert result.cost.passes == 40_000 * (6 + 2 * 4)
+
+
+def test_rewards_without_gradient_need_path_weights(product_mixture: Any) -> None:
+    def rounded(x: Tensor, cond: Any) -> Tensor:
+        return x[:, 0].detach().round()
+
+    with pytest.raises(UserError, match="weights='path'"):
+        tilt(product_mixture(1), reward=rounded)
+    result = tilt(product_mixture(1), reward=rounded, weights="path")
+    assert result.cost.backwards == 0
+
+
+def test_guidance_without_weights_says_so(product_mixture: Any) -> None:
+    result = tilt(product_mixture(1), weights="none", guidance=2.0)
+    assert not result.log_weights.any() and result.base_law.startswith("None")
+
+
+def test_the_papers_weights_warn(product_mixture: Any) -> None:
+    with pytest.warns(UserWarning, match="biased"):
+        tilt(product_mixture(1), weights="paper")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tilt(product_mixture(1), weights="exact")
+
+
+def test_lookahead_objects_are_accepted(product_mixture: Any, wrong_map: Any) -> None:
+    flow = product_mixture(1)
+    named = tilt(flow, lookahead="denoiser")
+    assert same(named, tilt(flow, lookahead=DenoiserLookahead(flow.interpolant)))
+    assert not same(named, tilt(flow, lookahead=FlowMapLookahead(wrong_map(1))))
+
+
+def test_gradients_enabled_outside_are_not_recorded(product_mixture: Any) -> None:
+    with torch.enable_grad():
+        assert not tilt(product_mixture(1)).samples.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"chi": 0.5}, "Laplacian.*path"),
+        ({"guidance": 2.0}, "guidance=2.*path"),
+        ({"gradient": "none"}, "path"),
+        ({"gradient_every": 2}, "gradient_every=2.*path"),
+        ({"kernel": "renoise"}, "renoise.*path"),
+        ({"kernel": "ddim"}, "kernel"),
+        ({"chi": 0.5, "noise": 0.0, "weights": "path"}, "noise"),
+        ({"weights": "right"}, "exact, paper, path, none"),
+        ({"gradient": "maybe"}, "gradient"),
+        ({"gradient_every": 0, "weights": "path"}, "gradient_every"),
+        ({"resample": "multinomial"}, "systematic"),
+        ({"ess_threshold": 1.5}, "ess_threshold"),
+        ({"num_particles": 0}, "num_particles"),
+        ({"num_populations": 0}, "num_populations"),
+        ({"max_reward_calls": 100}, "max_reward_calls"),
+        ({"t_start": 0.5}, "x_init"),
+        ({"x_init": torch.zeros(3, 1)}, "x_init"),
+        ({"cond": {"a": torch.zeros(3), "b": torch.zeros(2)}}, "rows"),
+        ({"cond": {"a": torch.zeros(3)}, "num_populations": 2}, "num_populations"),
+        ({"lookahead": "map"}, "lookahead"),
+        ({"chunk_size": 0}, "chunk_size"),
+    ],
+    ids=str,
+)
+def test_wrong_input_is_named(product_mixture: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        tilt(product_mixture(1), **options)
+
+
+def test_data_shape_is_asked_for_where_unknown() -> None:
+    flow = Gaussian([0.2])
+
+    class Bare:
+        interpolant = flow.interpolant
+        velocity = staticmethod(flow.velocity)
+
+        def __call__(self, *args: Any) -> Tensor:
+            return flow(*args)
+
+    with pytest.raises(UserError, match="data_shape"):
+        tilt(Bare())
+    assert tilt(Bare(), data_shape=(1,)).samples.shape == (64, 1)

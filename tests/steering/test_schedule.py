@@ -1,0 +1,55 @@
+"""Time grids, lambda and noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from fmtt.errors import UserError
+from fmtt.flow.interpolant import Linear, Trigonometric
+from fmtt.steering import schedule
+
+
+def test_uniform_linear_plan() -> None:
+    plan = schedule.build(4, Linear(), noise=2.0)
+    assert plan.times == (0.0, 0.25, 0.5, 0.75, 1.0) and plan.strengths == plan.times
+    assert plan.noises == (1.5, 1.0, 0.5, 0.0) and plan.num_steps == 4
+
+
+def test_last_step_is_deterministic_on_every_path() -> None:
+    assert schedule.build(7, Trigonometric()).noises[-1] == 0.0
+
+
+def test_start_in_the_middle() -> None:
+    plan = schedule.build(2, Linear(), t_start=0.5)
+    assert plan.times == (0.5, 0.75, 1.0) and plan.strengths == (0.0, 0.5, 1.0)
+
+
+def test_callables_and_explicit_times() -> None:
+    plan = schedule.build(4, Linear(), times=lambda u: u * u, schedule=lambda t: t**3, noise=lambda t: 1 - t)
+    assert plan.times[1] == 1 / 16 and plan.strengths[2] == (1 / 4) ** 3 and plan.noises[0] == 15 / 16
+    given = schedule.build(99, Linear(), times=torch.tensor([0.0, 0.1, 1.0]))
+    assert given.num_steps == 2 and given.times[1] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_steps": 0}, "num_steps"),
+        ({"times": "cosine"}, "times"),
+        ({"times": torch.tensor([0.0, 0.5, 0.4, 1.0])}, "times"),
+        ({"times": torch.tensor([0.0, 0.5])}, "times"),
+        ({"times": torch.tensor([1.0])}, "times"),
+        ({"t_start": 1.0}, "t_start"),
+        ({"schedule": "adaptive-ish"}, "schedule"),
+        ({"schedule": lambda t: t + 0.1}, "schedule"),
+        ({"schedule": lambda t: float("nan") if 0 < t < 1 else t}, "schedule"),
+        ({"noise": -1.0}, "noise"),
+        ({"noise": lambda t: float("inf")}, "noise"),
+    ],
+)
+def test_bad_arguments_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        schedule.build(**{"num_steps": 4, "interpolant": Linear(), **options})

@@ -1,0 +1,70 @@
+"""``python -m train pretrain|distill CONFIG.yaml [key=value ...]``, ``export RUN_DIR OUT_DIR``, ``demo``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fmtt.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    root = _Parser(prog="python -m train", description=__doc__)
+    commands = root.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    for stage, text in (
+        ("pretrain", "train a velocity model by flow matching"),
+        ("distill", "distil a velocity model into a flow map"),
+    ):
+        command = commands.add_parser(stage, help=text)
+        command.add_argument("config", type=Path, help="YAML file")
+        command.add_argument("overrides", nargs="*", metavar="key=value")
+    export = commands.add_parser("export", help="write a run's averaged weights as an export folder")
+    export.add_argument("run_dir", type=Path)
+    export.add_argument("out_dir", type=Path)
+    demo = commands.add_parser("demo", help="the clock, end to end: distil, export, evaluate, tilt, report")
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"))
+    demo.add_argument("--fresh", action="store_true", help="delete earlier results first")
+    return root
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Execute a parsed command line."""
+    if arguments.command in ("pretrain", "distill"):
+        from train.config import load_config
+        from train.run import say, train
+
+        run_dir = train(load_config(arguments.config, arguments.overrides), arguments.command)
+        say(f"{run_dir}: finished; next: python -m train export {run_dir} EXPORT_DIR")
+    elif arguments.command == "export":
+        from train.export import export_run
+
+        print(f"wrote {export_run(arguments.run_dir, arguments.out_dir)}")
+    else:
+        from train.demo import demo
+
+        demo(arguments.out, fresh=arguments.fresh)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 2 what the user gave is wrong, 130 interrupted."""
+    try:
+        run(parser().parse_args(argv))
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""What a run shows while it trains: look-ahead error, sample grids, progress lines."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+
+import fmtt
+from fmtt import png
+from fmtt.errors import UserError
+from fmtt.evaluation.lookahead import Trajectory, lookahead_errors, reference
+from fmtt.tensor import take_cond
+from fmtt.types import Cond
+from train.config import EvaluateConfig
+from train.module import FlowMapModule
+
+EVALUATION_SEED = 12345
+SAMPLE_STEPS = (1, 2, 4)
+
+
+class Evaluation(Callback):
+    """Measures the averaged student every few steps, on rank 0.
+
+    With a teacher: RMSE of the 1/2/4-step look-ahead and of the denoiser against the teacher's ODE at
+    t = 0, 0.2, 0.4 (logged as ``lookahead/map_1@0.2``). For images: a grid of 1/2/4-step samples.
+    """
+
+    TIMES = (0.0, 0.2, 0.4)
+
+    def __init__(self, folder: Path, config: EvaluateConfig) -> None:
+        self.folder, self.config = folder, config
+        self._trajectory: Trajectory | None = None
+        self._cond: Cond | None = None
+        self._last = -1
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        due = step % self.config.every_steps == 0 or step >= trainer.max_steps
+        # The other ranks wait where gradients next meet; nothing below may talk to them.
+        if due and step != self._last and trainer.is_global_zero:
+            self._last = step
+            self._cond = self._cond or batch.cond
+            self.evaluate(trainer, pl_module, step)
+
+    @torch.no_grad()
+    def evaluate(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        """Log the errors and write the grid of ``step``."""
+        assert isinstance(module, FlowMapModule)
+        student, metrics = module.student, {}
+        was_training = student.training
+        student.eval()
+        with module.ema.swapped_in(student):
+            if module.teacher is not None and self.config.num_samples > 0:
+                errors = lookahead_errors(
+                    student, self._reference(module), velocity=module.teacher.velocity, map_steps=SAMPLE_STEPS
+                )
+                for name, values in errors.rmse.items():
+                    metrics |= {f"lookahead/{name}@{t:g}": v for t, v in zip(errors.t, values, strict=True)}
+            if png.is_image(student.data_shape) and self.config.grid_samples > 0:
+                self._write_grid(module, step)
+        student.train(was_training)
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step)
+
+    def _reference(self, module: FlowMapModule) -> Trajectory:
+        if self._trajectory is None:
+            assert module.teacher is not None
+            generator = torch.Generator(module.device).manual_seed(EVALUATION_SEED)
+            n, cond = self._conditions(self.config.num_samples)
+            self._trajectory = reference(
+                module.teacher.velocity,
+                n,
+                module.student.data_shape,
+                times=self.TIMES,
+                cond=cond,
+                tol=1e-3,
+                generator=generator,
+                device=module.device,
+            )
+        return self._trajectory
+
+    def _conditions(self, wanted: int) -> tuple[int, Cond | None]:
+        """(how many samples, their conditions): those of a training batch, where there are any."""
+        if not self._cond:
+            return wanted, None
+        n = min(wanted, len(next(iter(self._cond.values()))))
+        return n, take_cond(self._cond, slice(0, n))
+
+    def _write_grid(self, module: FlowMapModule, step: int) -> None:
+        rows = []
+        n, cond = self._conditions(self.config.grid_samples)
+        step_counts = SAMPLE_STEPS if module.teacher is not None else (16,)
+        for steps in step_counts:
+            generator = torch.Generator(module.device).manual_seed(EVALUATION_SEED)
+            options = {"cond": cond, "generator": generator, "device": module.device}
+            rows.append(fmtt.sample(module.student, n, steps=steps, **options).cpu())
+        low, high = module.config.data.value_range
+        rgb = png.to_rgb(torch.cat(rows), (low, high))
+        try:
+            png.write(self.folder / f"step-{step:08d}.png", png.grid(rgb, columns=n))
+        except UserError as error:
+            rank_zero_warn(f"{error}; going on without it")
+
+
+class PlainProgress(Callback):
+    """One line every ``every_seconds``, for logs that are not a terminal."""
+
+    def __init__(self, every_seconds: float = 15.0) -> None:
+        self.every_seconds = every_seconds
+        self._start = self._printed = 0.0
+        self._first = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start = self._printed = time.monotonic()
+        self._first = trainer.global_step
+
+    @rank_zero_only
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now, step = time.monotonic(), trainer.global_step
+        if now - self._printed < self.every_seconds and step < trainer.max_steps:
+            return
+        self._printed = now
+        rate = (step - self._first) / max(now - self._start, 1e-9)
+        left = (trainer.max_steps - step) / rate if rate > 0 else float("inf")
+        loss = float(trainer.callback_metrics.get("loss", float("nan")))
+        print(
+            f"step {step}/{trainer.max_steps}  loss {loss:.5f}  {rate:.2f} steps/s  {left:.0f} s left",
+            flush=True,
+        )

@@ -1,0 +1,261 @@
+"""The training configuration: typed, documented, validated. YAML and ``key=value`` only override it."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
+
+from fmtt.errors import UserError
+
+
+@dataclass
+class NetworkConfig:
+    """The student."""
+
+    network: str = "dit"
+    """A name in fmtt.models.checkpoint.NETWORKS."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the network's class, apart from the data's shape."""
+    interpolant: str = "linear"
+    prediction: str = "velocity"
+    """velocity | endpoint: what the network's output means."""
+    init: str = "teacher"
+    """teacher | scratch: initial weights when distilling. From the teacher, network and args are its own."""
+
+
+@dataclass
+class ObjectiveConfig:
+    """What is minimised."""
+
+    name: str = "lsd"
+    """A name in train.losses.OBJECTIVES."""
+    time_left_power: float = 0.0
+    """The loss of a sample is weighed by (1 - t) to this power."""
+
+
+@dataclass
+class TimesConfig:
+    """Where on the path the objective is evaluated; see train.times.TimeSampler."""
+
+    distribution: str = "uniform"
+    mean: float = 0.0
+    std: float = 1.0
+    diagonal: float = 0.0
+    endpoint: float = 0.0
+    midpoint: str = "middle"
+
+
+@dataclass
+class OptimizerConfig:
+    """Muon for the blocks' matrices, AdamW for the rest."""
+
+    lr: float = 1e-3
+    muon_lr: float = 3e-3
+    """0 gives all parameters to AdamW."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
+    weight_decay: float = 0.0
+    warmup: int = 100
+    """Steps of linear warm-up."""
+    decay_share: float = 0.4
+    """Share of the run, at its end, over which learning rates fall linearly."""
+    final: float = 0.02
+    """Learning rate at the end, relative to the highest."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 for none."""
+
+
+@dataclass
+class EmaConfig:
+    """Averages of the student's weights. The first half-life is evaluated and exported."""
+
+    half_lives: list[float] = field(default_factory=lambda: [200.0])
+
+
+@dataclass
+class DataConfig:
+    """Where training samples come from."""
+
+    source: str = "clock"
+    """A folder of shards (python -m data write), or the name of a procedural set."""
+    value_range: list[float] = field(default_factory=lambda: [-1.0, 1.0])
+    """The data values that stand for black and white in pictures."""
+
+
+@dataclass
+class TrainerConfig:
+    """Handed to lightning.Trainer."""
+
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    """32-true, bf16-mixed, ..., or auto: bf16-mixed where the processor multiplies bfloat16 natively."""
+    accumulate: int = 1
+    accelerator: str = "auto"
+
+
+@dataclass
+class CheckpointConfig:
+    """Training state on disk."""
+
+    every_steps: int = 200
+    keep: int = 2
+
+
+@dataclass
+class LogConfig:
+    """Loggers. CSV is always written."""
+
+    every_steps: int = 10
+    wandb: bool = False
+    """Also log to Weights & Biases: online if logged in, else offline under the run folder."""
+    project: str = "fmtt"
+
+
+@dataclass
+class EvaluateConfig:
+    """What is measured during training with the averaged weights."""
+
+    every_steps: int = 250
+    num_samples: int = 64
+    """Look-ahead error: this many trajectories of the teacher's ODE. 0 for none."""
+    grid_samples: int = 8
+    """Columns of the 1/2/4-step sample grid."""
+
+
+@dataclass
+class Config:
+    """A training run."""
+
+    run_dir: str = "???"
+    seed: int = 0
+    max_steps: int = 1000
+    batch_size: int = 128
+    """Samples per process and pass; an optimizer step sees trainer.accumulate of them on every process."""
+    teacher: str = ""
+    """Export of a velocity model: a folder or a shipped name. Needed by distill."""
+    student: NetworkConfig = field(default_factory=NetworkConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    times: TimesConfig = field(default_factory=TimesConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file over the defaults, then ``key=value`` overrides.
+
+    Raises:
+        UserError: for a missing file, malformed YAML, an unknown key (naming the nearest), a wrong type
+            or a value out of range.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"config {path} does not exist")
+    for item in overrides or []:
+        if "=" not in item or item.startswith("="):
+            raise UserError(f"override {item!r} is not of the form key=value")
+    schema = OmegaConf.structured(Config)
+    source = str(path)
+    try:
+        loaded = OmegaConf.load(path)
+        if loaded is None or not OmegaConf.is_dict(loaded):
+            raise UserError(f"config {path} must be a mapping of keys to values")
+        merged = OmegaConf.merge(schema, loaded)
+        source = "the command line"
+        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(overrides or [])))
+        source = str(path)
+        if OmegaConf.is_missing(merged, "run_dir") or not merged.run_dir:
+            raise UserError(f"config {path} has no run_dir: the folder that the run is written to")
+        config = cast(Config, OmegaConf.to_object(merged))
+    except ConfigKeyError as error:
+        raise UserError(_unknown_key(str(error.full_key or error.key), source)) from error
+    except OmegaConfBaseException as error:
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise UserError(f"{source}: {key}{str(error).splitlines()[0]}") from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:  # also what OmegaConf says of a file that holds a single value
+        raise UserError(f"config {path} must be a readable mapping of keys to values: {error}") from error
+    _check_ranges(config)
+    return config
+
+
+def _all_keys(node: Any, prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in node.items():
+        keys.append(prefix + key)
+        if isinstance(value, dict):
+            keys += _all_keys(value, f"{prefix}{key}.")
+    return keys
+
+
+def _unknown_key(key: str, source: str) -> str:
+    schema = OmegaConf.to_container(OmegaConf.structured(Config))
+    near = difflib.get_close_matches(key, _all_keys(schema), n=1, cutoff=0.5)
+    return f"{source}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def _check_ranges(config: Config) -> None:
+    least_one = {
+        "max_steps": config.max_steps,
+        "batch_size": config.batch_size,
+        "trainer.devices": config.trainer.devices,
+        "trainer.num_nodes": config.trainer.num_nodes,
+        "trainer.accumulate": config.trainer.accumulate,
+        "checkpoint.every_steps": config.checkpoint.every_steps,
+        "checkpoint.keep": config.checkpoint.keep,
+        "log.every_steps": config.log.every_steps,
+        "evaluate.every_steps": config.evaluate.every_steps,
+    }
+    for key, value in least_one.items():
+        if value < 1:
+            raise UserError(f"{key} must be at least 1, got {value}")
+    c, inf = config, math.inf
+    ranges = {
+        "seed": (c.seed, 0, 2**63 - 1),
+        "times.diagonal": (c.times.diagonal, 0, 1),
+        "times.endpoint": (c.times.endpoint, 0, 1),
+        "times.diagonal + times.endpoint": (c.times.diagonal + c.times.endpoint, 0, 1),
+        "times.mean": (c.times.mean, -100, 100),
+        "times.std": (c.times.std, 0, 100),
+        "objective.time_left_power": (c.objective.time_left_power, -10, 10),
+        "optimizer.lr": (c.optimizer.lr, 0, inf),
+        "optimizer.muon_lr": (c.optimizer.muon_lr, 0, inf),
+        "optimizer.weight_decay": (c.optimizer.weight_decay, 0, inf),
+        "optimizer.warmup": (c.optimizer.warmup, 0, inf),
+        "optimizer.decay_share": (c.optimizer.decay_share, 0, 1),
+        "optimizer.final": (c.optimizer.final, 0, 1),
+        "optimizer.clip": (c.optimizer.clip, 0, inf),
+        "evaluate.num_samples": (c.evaluate.num_samples, 0, inf),
+        "evaluate.grid_samples": (c.evaluate.grid_samples, 0, inf),
+    }
+    for key, (value, low, high) in ranges.items():
+        if not low <= value <= high:  # also true of nan
+            wanted = f"be at least {low}" if high == inf else f"lie in [{low}, {high}]"
+            raise UserError(f"{key} must {wanted}, got {value}")
+    betas, low_high, half_lives = c.optimizer.betas, c.data.value_range, c.ema.half_lives
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise UserError(f"optimizer.betas must be two numbers in [0, 1), got {betas}")
+    if len(low_high) != 2 or not low_high[0] < low_high[1]:
+        raise UserError(f"data.value_range must be [low, high] with low < high, got {low_high}")
+    if not half_lives or not all(0 <= h < inf for h in half_lives):
+        raise UserError("ema.half_lives needs at least one value, none negative (0: no averaging)")
+    if len({f"{h:g}" for h in half_lives}) < len(half_lives):
+        raise UserError(f"ema.half_lives holds a value twice: {half_lives}")
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))

@@ -1,0 +1,137 @@
+"""The clock, end to end: distil, export, evaluate, tilt, report. Finished stages are not done again."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import data.procedural
+import fmtt
+from data.write_shards import write_procedural
+from fmtt.errors import UserError
+from fmtt.evaluation.lookahead import lookahead_errors, reference, teacher_nfe_matched
+from fmtt.files import write_json
+from fmtt.flow.flow_map import NeuralFlowMap
+from fmtt.models.checkpoint import ASSETS
+from train.config import Config, load_config, to_yaml
+from train.demo import exact, hit_rate
+from train.demo.report import write_report
+from train.demo.stages import Stages, fingerprint
+from train.export import export_run
+from train.run import train
+
+CONFIG = Path(__file__).parents[2] / "configs" / "clock" / "demo.yaml"
+TEACHER, SHIPPED = "clock-teacher", "clock-map"
+SHARD_SAMPLES = 20_000
+LOOKAHEAD_SAMPLES = 256
+LOOKAHEAD_KEYS = ("t", "rmse", "teacher_nfe_matched")
+EXACT = {"num_particles": 64, "num_populations": 8, "base_samples": 4096}
+
+
+def demo(out: Path, *, fresh: bool = False) -> dict[str, Any]:
+    """Run what is not done yet under ``out``; returns the summary.
+
+    Raises:
+        UserError: when the shipped models are missing or ``out`` cannot be written.
+    """
+    for name in (TEACHER, SHIPPED):
+        if not (ASSETS / name / "config.json").is_file():
+            raise UserError(
+                f"the shipped model {name} is missing: run `make teacher` and `make map`, or check out again"
+            )
+    if fresh and out.exists():
+        if any(out.iterdir()) and not (out / ".stages").is_dir():
+            raise UserError(f"{out} was not made by the demo: choose another --out")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    stages = Stages(out)
+    shards = fingerprint("clock", SHARD_SAMPLES, Path(data.procedural.__file__))
+    stages.run("data", "1/6 training shards", shards, lambda: _write_data(out / "data"), resumable=True)
+    config = load_config(CONFIG, [f"run_dir={out / 'map'}", f"data.source={out / 'data'}"])
+    settings = _settings(config)
+    teacher_print = fingerprint(ASSETS / TEACHER)
+    trained = fingerprint(shards, settings, teacher_print)
+    stages.run("map", "2/6 distilling the flow map", trained, lambda: _train(config), resumable=True)
+    stages.run("export", "3/6 export", trained, lambda: _export(out))
+    inputs = fingerprint(trained, fingerprint(ASSETS / SHIPPED), LOOKAHEAD_SAMPLES)
+    evaluated = stages.run("evaluate", "4/6 look-ahead accuracy", inputs, lambda: evaluate(out))
+    code = [Path(hit_rate.__file__), Path(exact.__file__)]
+    inputs = fingerprint(trained, teacher_print, EXACT, *code)
+    tilted = stages.run("tilt", "5/6 tilting to 3:47", inputs, lambda: tilt(out))
+    inputs = fingerprint(evaluated, tilted)
+    stages.run("report", "6/6 report", inputs, lambda: write_report(out, evaluated, tilted))
+
+    summary = {
+        **{key: {k: evaluated[key][k] for k in LOOKAHEAD_KEYS} for key in ("lookahead", "lookahead_shipped")},
+        "tilt": tilted["summary"],
+        "seconds": stages.seconds,
+    }
+    write_json(out / "summary.json", summary)
+    print(f"report: {out / 'report.html'}\nnumbers: {out / 'summary.json'}")
+    return summary
+
+
+def _settings(config: Config) -> str:
+    """The configuration without the paths that do not change the result."""
+    return to_yaml(config).replace(str(Path(config.run_dir).parent), "")
+
+
+def _write_data(folder: Path) -> dict[str, Any]:
+    write_procedural("clock", folder, SHARD_SAMPLES)
+    return {"samples": SHARD_SAMPLES}
+
+
+def _train(config: Config) -> dict[str, Any]:
+    train(config, "distill")
+    return {"steps": config.max_steps, "batch_size": config.batch_size}
+
+
+def _export(out: Path) -> dict[str, Any]:
+    export_run(out / "map", out / "export")
+    return {}
+
+
+def models(out: Path) -> tuple[NeuralFlowMap, NeuralFlowMap, NeuralFlowMap]:
+    """(teacher, the map just distilled, the shipped map)."""
+    return fmtt.load(TEACHER), fmtt.load(out / "export"), fmtt.load(SHIPPED)
+
+
+def evaluate(out: Path) -> dict[str, Any]:
+    """Look-ahead accuracy of both maps on the same trajectories of the teacher's ODE."""
+    teacher, distilled, shipped = models(out)
+    generator = torch.Generator().manual_seed(1)
+    trajectory = reference(
+        teacher.velocity, LOOKAHEAD_SAMPLES, teacher.data_shape, tol=1e-5, generator=generator
+    )
+    result: dict[str, Any] = {}
+    for key, flow_map in (("lookahead", distilled), ("lookahead_shipped", shipped)):
+        errors = lookahead_errors(flow_map, trajectory, velocity=teacher.velocity)
+        result[key] = {
+            "t": list(errors.t),
+            "rmse": errors.rmse,
+            "standard_error": errors.standard_error,
+            "teacher_nfe_matched": teacher_nfe_matched(teacher.velocity, trajectory, errors),
+        }
+    write_json(out / "evaluate" / "summary.json", result)
+    return result
+
+
+def tilt(out: Path) -> dict[str, Any]:
+    """Hit rates at equal cost, and the exactness check."""
+    teacher, distilled, _ = models(out)
+    rates = hit_rate.compare(distilled, teacher)
+    checked = exact.check_exactness(distilled, teacher, **EXACT)
+    keys = ("kl_to_base_law", "kl_to_closed_form", "noise_floor", "ess")
+    summary = {
+        "target": hit_rate.TARGET,
+        "tolerance_minutes": hit_rate.TOLERANCE,
+        "budgets": list(hit_rate.BUDGETS),
+        "hit_rate": rates["hit_rate"],
+        "mean_reward": rates["mean_reward"],
+        "exact": {key: checked[key] for key in keys},
+    }
+    write_json(out / "tilt" / "summary.json", summary)
+    return {"summary": summary, "exact": checked, "variants": rates["variants"]}

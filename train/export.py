@@ -1,0 +1,154 @@
+"""From a run's checkpoint to an export folder, checked by loading it again."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from omegaconf import OmegaConf
+from yaml import YAMLError
+
+from fmtt.errors import UserError
+from fmtt.flow.flow_map import NeuralFlowMap
+from fmtt.models.checkpoint import load, save
+from train.build import build_network
+from train.checkpoints import final_checkpoint
+from train.config import NetworkConfig
+
+CARD = """# {title}
+
+{what}, exported from a training run.
+
+| | |
+|---|---|
+| network | {network} {network_args} |
+| interpolant, prediction | {interpolant}, {prediction} |
+| data shape | {data_shape} |
+| objective | {objective} |
+| steps x batch | {steps} of {max_steps} x {batch_size} |
+| seed | {seed} |
+| data | {data} |
+| teacher | {teacher} |
+| weights | average with half-life {half_life} steps |
+
+{metrics}
+Load it with `fmtt.load("{folder}")`.
+"""
+
+
+def rebuild(content: dict[str, Any], half_life: str | None = None) -> NeuralFlowMap:
+    """The student of a checkpoint, carrying its averaged weights."""
+    about = content["export"]
+    student = build_network(
+        NetworkConfig(about["network"], about["network_args"], about["interpolant"], about["prediction"]),
+        tuple(about["data_shape"]),
+    )
+    prefix = "student."
+    weights = {k[len(prefix) :]: v for k, v in content["state_dict"].items() if k.startswith(prefix)}
+    averages = content["ema"]
+    student.load_state_dict(weights | averages[half_life or next(iter(averages))])
+    return student.eval()
+
+
+def last_metrics(run_dir: Path) -> dict[str, float]:
+    """The last value of every column of the run's metrics.csv."""
+    path = run_dir / "metrics.csv"
+    if not path.is_file():
+        return {}
+    latest: dict[str, float] = {}
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            latest |= {k: float(v) for k, v in row.items() if v and k not in ("step", "epoch")}
+    return latest
+
+
+def export_run(run_dir: str | Path, out_dir: str | Path) -> Path:
+    """Write the final averaged weights of ``run_dir`` as an export and check it against them.
+
+    Raises:
+        UserError: when the run holds no checkpoint, or the export does not reproduce the student.
+    """
+    run_dir, out_dir = Path(run_dir), Path(out_dir)
+    step, content = final_checkpoint(run_dir)
+    student = rebuild(content)
+    config = read_config(run_dir / "config.yaml")
+    about, metrics = content["export"], last_metrics(run_dir)
+    half_life = next(iter(content["ema"]))
+    trained = {
+        "steps": step,
+        "max_steps": config["max_steps"],
+        "batch_size": config["batch_size"],
+        "seed": config["seed"],
+        "objective": config["objective"],
+        "times": config["times"],
+        "optimizer": config["optimizer"],
+        "data": Path(str(config["data"]["source"])).name,
+        "teacher": Path(str(config["teacher"])).name,
+        "ema_half_life": float(half_life),
+        "value_range": config["data"]["value_range"],
+    }
+    card = CARD.format(
+        title=out_dir.name,
+        what="A velocity model" if about["kind"] == "velocity" else "A two-time flow map",
+        network=about["network"],
+        network_args=about["network_args"],
+        interpolant=about["interpolant"],
+        prediction=about["prediction"],
+        data_shape=tuple(about["data_shape"]),
+        objective=config["objective"]["name"],
+        steps=step,
+        max_steps=config["max_steps"],
+        batch_size=config["batch_size"],
+        seed=config["seed"],
+        data=trained["data"],
+        teacher=trained["teacher"] or "none",
+        half_life=half_life,
+        metrics=_metrics_table(metrics),
+        folder=out_dir.name,
+    )
+    save(
+        student,
+        out_dir,
+        network=about["network"],
+        network_args=about["network_args"],
+        kind=about["kind"],
+        trained=trained,
+        metrics=metrics,
+        card=card,
+    )
+    check_export(student, out_dir)
+    return out_dir
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The resolved configuration that a run left.
+
+    Raises:
+        UserError: when it is missing or damaged.
+    """
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, YAMLError) as error:
+        raise UserError(f"{path} is missing or damaged: put it back, or train again") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is damaged: put it back, or train again")
+    return cast(dict[str, Any], config)
+
+
+def _metrics_table(metrics: dict[str, float]) -> str:
+    rows = [f"| {name} | {value:.4g} |" for name, value in sorted(metrics.items())]
+    return "\n".join(["| metric during training | last value |", "|---|---|", *rows, ""]) if rows else ""
+
+
+@torch.no_grad()
+def check_export(student: NeuralFlowMap, out_dir: Path) -> None:
+    """Compare the loaded export with the student on random states and times, bit for bit."""
+    again = load(out_dir)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, *student.data_shape, generator=generator)
+    s = torch.rand(4, generator=generator)
+    t = s + (1 - s) * torch.rand(4, generator=generator)
+    if not torch.equal(again(x, s, t), student(x, s, t)):
+        raise UserError(f"the export {out_dir} does not reproduce the student; export again")

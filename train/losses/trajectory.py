@@ -1,0 +1,63 @@
+"""Regression on the teacher's own trajectory: every jump between four of its points."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from fmtt.flow.calculus import average_velocity
+from fmtt.tensor import expand_like
+from fmtt.types import Cond, FlowMap, VelocityField
+from train.losses.base import LossOutput, PathSample, Times, mean_square
+
+STEPS_PER_LEG = 4
+"""Heun steps from each point to the next."""
+LAST_LEG_BEND = 1.5
+"""The last leg's steps shorten towards t = 1, where the velocity changes fastest."""
+
+
+def heun(
+    teacher: VelocityField, x: Tensor, start: Tensor, end: Tensor, bend: float, cond: Cond | None
+) -> tuple[Tensor, Tensor]:
+    """(state at ``end``, velocity at ``start``) of the teacher's ODE, both (B, *D); times (B,)."""
+    grid = [end - (end - start) * (1 - k / STEPS_PER_LEG) ** bend for k in range(STEPS_PER_LEG + 1)]
+    first = velocity = teacher(x, start, cond)
+    for k, (a, b) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+        velocity = first if k == 0 else teacher(x, a, cond)
+        h = expand_like(b - a, x)
+        guess = x + h * velocity
+        # The velocity is not asked for at t = 1, where it is singular.
+        last = k + 1 == STEPS_PER_LEG and bend != 1
+        x = guess if last else x + h / 2 * (velocity + teacher(guess, b, cond))
+    return x, first
+
+
+def trajectory(
+    student: FlowMap, teacher: VelocityField, path: PathSample, times: Times, cond: Cond | None = None
+) -> LossOutput:
+    """Mean over the six jumps a -> b among s <= u <= t <= 1 of (1 - a)^2 |u_{a,b}(x_a) - (x_b - x_a)/(b - a)|^2.
+
+    x_u, x_t, x_1 solve the teacher's ODE from x_s. Knowledge distillation (arXiv 2101.02388) of all
+    jumps instead of the whole one: targets do not depend on the student, so nothing is bootstrapped.
+    The factor (1 - a)^2 measures the error at the endpoint that a straight line would reach.
+    """
+    x = [path.x_s]
+    at = [*times, torch.ones_like(times.s)]
+    velocity = []
+    with torch.no_grad():
+        for k in range(3):
+            state, b = heun(teacher, x[-1], at[k], at[k + 1], LAST_LEG_BEND if k == 2 else 1.0, cond)
+            x.append(state)
+            velocity.append(b)
+    jumps = list(combinations(range(4), 2))
+    starts, a = (torch.cat([values[i] for i, _ in jumps]) for values in (x, at))
+    ends, b = (torch.cat([values[j] for _, j in jumps]) for values in (x, at))
+    gap = expand_like(b - a, starts)
+    tangents = torch.cat([velocity[i] for i, _ in jumps])
+    target = torch.where(gap > 1e-3, (ends - starts) / gap.clamp_min(1e-3), tangents)
+    repeated = None if cond is None else {k: torch.cat([v] * len(jumps)) for k, v in cond.items()}
+    u, _ = average_velocity(student, starts, a, b, repeated)
+    per_jump = (1 - a).square() * mean_square(u - target)
+    return LossOutput(per_jump.reshape(len(jumps), -1).mean(0), {})

@@ -1,0 +1,174 @@
+"""The Lightning module: an objective on a student flow map, with or without a frozen teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+from data.batch import Batch
+from data.counter import random_bits
+from fmtt.errors import UserError
+from fmtt.flow.flow_map import NeuralFlowMap
+from train.config import Config, OptimizerConfig
+from train.ema import Ema
+from train.losses import FlowMapLoss
+from train.losses.base import Times, sample_path
+from train.optimizer import MuonWithAdamW, learning_rate_factor, split_parameters
+from train.times import TimeSampler
+from train.weighting import time_left_weight
+
+REMEDY = (
+    "the last checkpoint is intact: lower optimizer.lr and optimizer.muon_lr, "
+    "or use trainer.precision=32-true"
+)
+
+
+class FlowMapModule(LightningModule):
+    """Trains ``student``; ``teacher`` gives b_t and never enters checkpoints or gradients.
+
+    Args:
+        student: the flow map that is optimised.
+        teacher: a frozen flow map whose velocity is the teacher's, or None.
+        objective, times: what is minimised and where.
+        config: the run's configuration.
+        export: what an export says of the student's network: name, args, kind.
+    """
+
+    def __init__(
+        self,
+        student: NeuralFlowMap,
+        teacher: NeuralFlowMap | None,
+        objective: FlowMapLoss,
+        times: TimeSampler,
+        config: Config,
+        export: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.student = student
+        # In a tuple the teacher is no submodule: no state_dict entries, no DDP buckets.
+        self._teacher = (teacher,)
+        self.objective, self.times, self.config, self.export = objective, times, config, export
+        self.ema = Ema(student, config.ema.half_lives)
+        self._micro_step, self._last_step = 0, -1
+
+    @property
+    def teacher(self) -> NeuralFlowMap | None:
+        return self._teacher[0]
+
+    def setup(self, stage: str) -> None:
+        self.ema.to(self.device)
+        if self.teacher is not None:
+            self.teacher.to(self.device)
+
+    def on_train_start(self) -> None:
+        self._micro_step, self._last_step = 0, -1
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Refuse labels that the student cannot take, which would fail deep inside the network."""
+        classes = int(self.export["network_args"].get("num_classes", 0))
+        if batch_idx > 0 or classes == 0:
+            return
+        labels = None if batch.cond is None else batch.cond.get("label")
+        if labels is None:
+            raise UserError("student.args.num_classes: data.source has no labels; set it to 0 or give others")
+        if int(labels.max()) > classes:
+            raise UserError(
+                f"student.args.num_classes is {classes}, data.source has label {int(labels.max())}"
+            )
+
+    def step_generator(self) -> torch.Generator:
+        """Noise and times of this micro-batch: a function of seed, step and rank, so resuming is exact
+        and no two ranks ever share a draw."""
+        step = self.global_step
+        self._micro_step = self._micro_step + 1 if step == self._last_step else 0
+        self._last_step = step
+        bits = random_bits(self.config.seed, step, self._micro_step, self.global_rank)
+        return torch.Generator(self.device).manual_seed(int(bits[0] >> 1))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        generator = self.step_generator()
+        x_1, cond = batch
+        x_0 = torch.randn(x_1.shape, generator=generator, device=x_1.device, dtype=x_1.dtype)
+        times = self.times.sample(x_1.shape[0], generator, x_1.device)
+        path = sample_path(self.student.interpolant, x_0, x_1, times.s)
+        velocity = self.student.velocity if self.teacher is None else self.teacher.velocity
+        out = self.objective(self.student, velocity, path, times, cond)
+        weight = time_left_weight(times, self.config.objective.time_left_power)
+        loss = (weight * out.per_sample.float()).mean()
+        bad = not bool(torch.isfinite(loss))
+        if self.trainer.strategy.reduce_boolean_decision(bad, all=False):
+            # All ranks stop together; those that saw it say so.
+            raise UserError(self._not_finite(out.per_sample, times)) if bad else SystemExit(2)
+        self._log(loss, out.per_sample.detach().float(), out.logs, times)
+        return loss
+
+    def _log(self, loss: Tensor, per_sample: Tensor, logs: dict[str, Tensor], times: Times) -> None:
+        self.log("loss", loss, prog_bar=True)
+        diagonal = times.s == times.t
+        # Parts that hold no sample of this batch are left out rather than logged as zero.
+        for name, mask in (("loss_diagonal", diagonal), ("loss_off_diagonal", ~diagonal)):
+            if bool(mask.any()):
+                self.log(name, per_sample[mask].mean())
+        for name, value in logs.items():
+            self.log(name, value)
+
+    def _not_finite(self, per_sample: Tensor, times: Times) -> str:
+        bad = (~torch.isfinite(per_sample)).nonzero().flatten()
+        where = f"s={times.s[bad[0]]:.3f}, t={times.t[bad[0]]:.3f}" if len(bad) else "an overflow of the mean"
+        return (
+            f"the loss is not finite at step {self.global_step} ({len(bad)} of {len(per_sample)} samples, "
+            f"first at {where}); {REMEDY}"
+        )
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        parameters = [p for p in self.student.parameters() if p.grad is not None]
+        clip = self.config.optimizer.clip
+        norm = torch.nn.utils.clip_grad_norm_(parameters, clip if clip > 0 else float("inf"))
+        # In float16 the loss scaler expects overflows and skips their steps.
+        if self.trainer.precision != "16-mixed" and not bool(torch.isfinite(norm)):
+            message = f"the gradient is not finite at step {self.global_step}; {REMEDY}"
+            raise UserError(message) if self.trainer.is_global_zero else SystemExit(2)
+        self.log("grad_norm", norm)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        c: OptimizerConfig = self.config.optimizer
+        matrices, others = split_parameters(self.student)
+        if c.muon_lr == 0:
+            matrices, others = [], [*matrices, *others]
+        optimizer = MuonWithAdamW(
+            matrices,
+            others,
+            muon_lr=c.muon_lr,
+            lr=c.lr,
+            betas=(c.betas[0], c.betas[1]),
+            weight_decay=c.weight_decay,
+        )
+
+        def factor(step: int) -> float:
+            return learning_rate_factor(
+                step,
+                warmup=c.warmup,
+                max_steps=self.config.max_steps,
+                decay_share=c.decay_share,
+                final=c.final,
+            )
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        # Here and not at the batch's end: callbacks, which save and evaluate, run before the module there.
+        self.ema.update(self.student, self.global_step + 1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["ema"] = self.ema.state_dict()
+        checkpoint["export"] = self.export
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.ema.load_state_dict(checkpoint["ema"])

@@ -1,0 +1,83 @@
+"""Muon for the matrices inside blocks, AdamW for everything else, behind one optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Muon, Optimizer
+
+
+class MuonWithAdamW(Optimizer):
+    """Two optimizers that step together, so that schedulers and checkpoints see one.
+
+    Muon (torch.optim.Muon; arXiv 2502.16982 for the scale of its step) takes hidden matrices;
+    AdamW takes embeddings, modulation, outputs and vectors.
+
+    Args:
+        matrices, others: the two groups of parameters.
+        muon_lr, lr: their learning rates.
+        weight_decay: of both.
+    """
+
+    def __init__(
+        self,
+        matrices: list[nn.Parameter],
+        others: list[nn.Parameter],
+        *,
+        muon_lr: float,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+    ) -> None:
+        self.parts: list[Optimizer] = []
+        if matrices:
+            self.parts.append(
+                Muon(matrices, lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            )
+        if others:
+            self.parts.append(AdamW(others, lr=lr, betas=betas, weight_decay=weight_decay))
+        super().__init__([*matrices, *others], {"lr": lr})
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+
+def split_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """(matrices of the network's ``blocks``, all other parameters), trainable ones only."""
+    matrices, others = [], []
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        is_matrix = parameter.ndim == 2 and ".blocks." in f".{name}" and name.endswith(".weight")
+        (matrices if is_matrix else others).append(parameter)
+    return matrices, others
+
+
+def learning_rate_factor(
+    step: int, *, warmup: int, max_steps: int, decay_share: float, final: float
+) -> float:
+    """Linear warm-up, constant, then linear decay to ``final`` over the last ``decay_share`` of steps."""
+    start = max_steps * (1 - decay_share)
+    factor = min(1.0, (step + 1) / max(1, warmup))
+    if step > start:
+        factor *= max(final, 1 - (1 - final) * (step - start) / max(1.0, max_steps - start))
+    return factor

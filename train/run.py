@@ -1,0 +1,202 @@
+"""One training run: from a configuration to a finished run folder; the same call continues it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from lightning import Callback, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from omegaconf import OmegaConf
+
+from data.module import DataModule
+from fmtt.errors import UserError
+from fmtt.files import atomic_write, write_json
+from train.build import build_module, choose
+from train.callbacks import Evaluation, PlainProgress
+from train.checkpoints import Checkpoints, WholeCheckpoints, newest_checkpoint
+from train.config import Config, to_yaml
+from train.export import last_metrics, read_config
+from train.metrics import MetricsCsv
+
+RESUME_FIXED = (
+    *("seed", "batch_size", "teacher", "student", "objective", "times", "optimizer", "ema"),
+    *("data.source", "trainer.accumulate"),
+)
+"""Keys that a run cannot change when it continues."""
+
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
+
+
+def precision(config: Config) -> str:
+    """``trainer.precision`` with ``auto`` resolved for this machine."""
+    wanted = choose("trainer.precision", config.trainer.precision, PRECISIONS)
+    if wanted != "auto":
+        return wanted
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    return "bf16-mixed" if "avx512_bf16" in flags or "amx_bf16" in flags else "32-true"
+
+
+def loggers(config: Config, run_dir: Path, start_step: int) -> list[Logger]:
+    """The CSV file, and Weights & Biases if asked for."""
+    result: list[Logger] = [MetricsCsv(run_dir / "metrics.csv", start_step)]
+    if config.log.wandb:
+        logged_in = bool(os.environ.get("WANDB_API_KEY")) or "api.wandb.ai" in _netrc()
+        os.environ.setdefault("WANDB_SILENT", "true")
+        wandb = WandbLogger(
+            name=run_dir.name,
+            save_dir=run_dir,
+            project=config.log.project,
+            offline=not logged_in,
+            id=_wandb_id(run_dir),
+        )
+        wandb._wandb_init.pop("anonymous", None)  # wandb warns of it whatever its value
+        result.append(wandb)
+    return result
+
+
+def _netrc() -> str:
+    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _wandb_id(run_dir: Path) -> str:
+    """One id per run folder, so that a continued run is one run there."""
+    path = run_dir / "wandb_id"
+    if not path.is_file() and rank_zero_only.rank == 0:
+        with atomic_write(path) as temporary:
+            temporary.write_text(os.urandom(6).hex())
+    return path.read_text().strip() if path.is_file() else ""
+
+
+def check_same_run(config: Config, run_dir: Path) -> None:
+    """Refuse to continue a run under settings that would make it another run.
+
+    Raises:
+        UserError: naming the first key that differs.
+    """
+    saved = OmegaConf.create(read_config(run_dir / "config.yaml"))
+    now = OmegaConf.create(to_yaml(config))
+    for section in RESUME_FIXED:
+        value = OmegaConf.select(now, section)
+        keys = [f"{section}.{key}" for key in value] if OmegaConf.is_dict(value) else [section]
+        for key in keys:
+            old, new = OmegaConf.select(saved, key), OmegaConf.select(now, key)
+            if old != new:
+                raise UserError(
+                    f"{key} is {new}, but the run in {run_dir} was started with {old}: "
+                    "set it back, or give another run_dir to start afresh"
+                )
+
+
+def build_trainer(config: Config, run_dir: Path) -> Trainer:
+    """The trainer, yet without loggers.
+
+    Raises:
+        UserError: for a combination of trainer settings that this machine or Lightning does not take.
+    """
+    terminal = sys.stdout.isatty()
+    progress: Callback = RichProgressBar() if terminal else PlainProgress()
+    try:
+        return Trainer(
+            max_steps=config.max_steps,
+            max_epochs=-1,
+            accelerator=config.trainer.accelerator,
+            devices=config.trainer.devices,
+            num_nodes=config.trainer.num_nodes,
+            strategy=config.trainer.strategy,
+            precision=precision(config),  # pyright: ignore[reportArgumentType]
+            accumulate_grad_batches=config.trainer.accumulate,
+            log_every_n_steps=config.log.every_steps,
+            logger=False,
+            callbacks=[
+                Evaluation(run_dir / "samples", config.evaluate),
+                Checkpoints(run_dir / "checkpoints", config.checkpoint.every_steps, config.checkpoint.keep),
+                progress,
+            ],
+            plugins=[WholeCheckpoints()],
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=terminal,
+            use_distributed_sampler=False,
+            default_root_dir=run_dir,
+        )
+    except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def train(config: Config, stage: str) -> Path:
+    """Run or continue ``pretrain`` or ``distill``; returns the run folder.
+
+    Raises:
+        UserError: for anything in the configuration that cannot work.
+        KeyboardInterrupt: on Ctrl-C; SystemExit(143) on SIGTERM. The same call continues.
+    """
+    run_dir = Path(config.run_dir)
+    quiet_lightning()
+    data = DataModule(config.data.source, config.batch_size, seed=config.seed)
+    module = build_module(config, stage, data.data_shape)
+    trainer = build_trainer(config, run_dir)
+    found = newest_checkpoint(run_dir / "checkpoints")
+    if found is not None:
+        check_same_run(config, run_dir)
+        if found[0] >= config.max_steps:
+            say(f"{run_dir}: already trained for {found[0]} steps")
+            write_summary(run_dir, found[0])
+            return run_dir
+        say(f"{run_dir}: continuing from step {found[0]}")
+    write_config(config, run_dir)
+    trainer.loggers = loggers(config, run_dir, found[0] if found else 0)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=found[1] if found else None, weights_only=True)
+    except SIGTERMException:
+        raise SystemExit(143) from None
+    except SystemExit as stop:
+        if stop.code == 1:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from None
+        raise
+    write_summary(run_dir, trainer.global_step)
+    return run_dir
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """Print a line, once for all ranks."""
+    print(text, flush=True)
+
+
+@rank_zero_only
+def write_config(config: Config, run_dir: Path) -> None:
+    """The resolved configuration, beside what it leads to."""
+    with atomic_write(run_dir / "config.yaml") as temporary:
+        temporary.write_text(to_yaml(config))
+
+
+@rank_zero_only
+def write_summary(run_dir: Path, steps: int) -> None:
+    """The run's last metrics as summary.json."""
+    content = {"run_dir": str(run_dir), "steps": steps, "metrics": last_metrics(run_dir)}
+    write_json(run_dir / "summary.json", content)
+
+
+def quiet_lightning() -> None:
+    """Silence notices that ask for nothing."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.accelerators.cuda").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", ".*is_leaf.*", FutureWarning)
