@@ -35,7 +35,7 @@ def test_shipped_models_are_trained_and_exported_from_configs_that_exist(target:
     from train.config import load_config
 
     training, export = (parser().parse_args(words) for words in training_commands(target))
-    config = load_config(training.config, [])
+    config = load_config(ROOT / training.config, [])
     assert Path(config.run_dir) == export.run_dir
     assert export.out_dir == Path("fmtt/assets") / f"clock-{target}"
 

@@ -76,10 +76,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 class Checkpoints(Callback):
-    """Saves every ``every_steps`` optimizer steps and at the end, keeping the newest ``keep``.
-
-    The metrics that led to a checkpoint are on disk before it.
-    """
+    """Saves every ``every_steps`` optimizer steps and at the end, keeping the newest ``keep``."""
 
     def __init__(self, folder: Path, every_steps: int, keep: int) -> None:
         self.folder, self.every_steps, self.keep = folder, every_steps, keep
@@ -98,12 +95,18 @@ class Checkpoints(Callback):
         if step != self._last and (step % self.every_steps == 0 or step >= trainer.max_steps):
             self.save(trainer, step)
 
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # Lightning logs a step after its checkpoint: put the metrics on disk that the checkpoint goes with.
+        if trainer.global_step == self._last:
+            for logger in trainer.loggers:
+                if isinstance(logger, MetricsCsv):
+                    logger.flush()
+
     def save(self, trainer: Trainer, step: int) -> None:
         """Write one checkpoint, on every rank at once, and delete the oldest."""
         self._last = step
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsCsv):
-                logger.flush()
         trainer.save_checkpoint(self.folder / f"step-{step:08d}.ckpt", weights_only=False)
         if trainer.is_global_zero:
             # A damaged newer one, from which this run fell back, must not count.

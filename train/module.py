@@ -63,9 +63,6 @@ class FlowMapModule(LightningModule):
         if self.teacher is not None:
             self.teacher.to(self.device)
 
-    def on_train_start(self) -> None:
-        self._micro_step, self._last_step = 0, -1
-
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Refuse labels that the student cannot take, which would fail deep inside the network."""
         classes = int(self.export["network_args"].get("num_classes", 0))

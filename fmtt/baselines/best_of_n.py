@@ -16,6 +16,7 @@ NO_LAW = "None: the best of N samples follows no stated law."
 SAMPLERS = ("flow_map", "velocity")
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def best_of_n(
     flow_map: FlowMap,

@@ -260,16 +260,19 @@ def exact_increment(
 
     lambda' f is integrated against d lambda, so that the schedule is never differentiated. Along a
     deterministic step the integrand is the derivative of lambda f, and its difference is the integral.
+    A residual that is not known at the step's end (at t = 1, if the last step draws noise) is taken from
+    its start.
     """
     a, b = strength
     assert before.value is not None and after.value is not None
     if deterministic:
         return b * after.value - a * before.value
     increment = paper_increment(before, after, strength)
-    for evaluation, lam in ((before, a), (after, b)):
-        if lam != 0:
-            assert evaluation.residual is not None
-            increment = increment + (0.5 * h * lam) * evaluation.residual
+    here = before.residual
+    there = here if after.residual is None else after.residual
+    for residual, lam in ((here, a), (there, b)):
+        if residual is not None and lam != 0:
+            increment = increment + (0.5 * h * lam) * residual
     return increment
 
 

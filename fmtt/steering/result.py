@@ -51,7 +51,7 @@ class History(NamedTuple):
     ancestors: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TiltResult:
     """Weighted samples of P populations of N particles, population by population.
 
@@ -128,7 +128,7 @@ class TiltResult:
         return self.samples[smc.flat_index(ancestors, log_weights.shape[1])]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SearchResult:
     """Finished samples of a search. A search maximises: it carries no weights and claims no law.
 

@@ -11,6 +11,7 @@ from fmtt.tensor import take_cond
 from fmtt.types import Cond, FlowMap
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def sample(
     flow_map: FlowMap,

@@ -128,6 +128,7 @@ def step(problem: Problem, rule: Rule, state: State, generator: torch.Generator 
     )
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def tilt(
     flow_map: FlowMap,
@@ -185,7 +186,8 @@ def tilt(
         x_init, t_start: start from these states (1, N or P*N rows) at this time.
         resample: "systematic" or "none"; a population is resampled when its ESS fraction falls below
             ``ess_threshold``.
-        chunk_size: particles per network call; bounds memory and changes nothing else.
+        chunk_size: particles per network call, to bound memory. Noise is drawn for all of them, so results
+            agree up to the last bits in which a network's kernels depend on the batch.
         velocity: another velocity field for the particles, for instance the map's teacher.
         num_populations: P independent populations in one batch; the rows of ``cond`` if omitted.
         kernel: "sde", or "renoise" to jump to the look-ahead's endpoint and noise it again, which
@@ -226,9 +228,8 @@ def tilt(
         num_particles,
     )
     rules.check(rule, resample, ess_threshold)
-    setup.check_reward_calls(
-        max_reward_calls, start, sum(rule.needs(k).value for k in range(plan.num_steps + 1))
-    )
+    looks = sum(rule.needs(k).value for k in range(plan.num_steps + 1))
+    setup.check_reward_calls(max_reward_calls, start, looks * num_particles)
 
     with start.cost.measure(start.x.device):
         state = init(problem, rule, start.x)

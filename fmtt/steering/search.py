@@ -28,6 +28,7 @@ from fmtt.types import Cond, FlowMap, Reward, VelocityField
 NO_LAW = "None: a search keeps the best candidates and claims no law."
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def search(
     flow_map: FlowMap,
@@ -95,7 +96,8 @@ def search(
     )
     problem = Problem(field, flow_map.interpolant, ahead, reward, start.cond, chunk_size, start.cost)
     strength = guidance if guidance != 0 and setup.uses_gradient(problem, start, gradient) else 0.0
-    setup.check_reward_calls(max_reward_calls, start, rounds + 1)
+    planned = (rounds + 1) * num_particles + rounds * keep * (strength != 0)
+    setup.check_reward_calls(max_reward_calls, start, planned)
 
     run = _Run(flow_map, problem, plan, kernel, noisy, keep, strength, start.num_populations, num_particles)
     x, pull, selected = start.x, None, False

@@ -64,7 +64,7 @@ def particles(
             raise UserError("data_shape is needed: this flow map does not say its own")
         x = smc.normal((total, *shape), generator, device, dtype)
     else:
-        x = x_init.detach().to(device=device, dtype=dtype)
+        x = x_init.detach().to(device=device, dtype=dtype, copy=True)
         if x.shape[0] not in (1, num_particles, total):
             raise UserError(f"x_init must have 1, {num_particles} or {total} rows, got {x.shape[0]}")
         if x.shape[0] != total:
@@ -95,17 +95,20 @@ def uses_gradient(problem: Problem, start: Start, gradient: str) -> bool:
         return score(problem, probe, take_cond(start.cond, slice(0, 1))).requires_grad
 
 
-def check_reward_calls(limit: int | None, start: Start, scored: int) -> None:
-    """Refuse a run that would score its particles too often.
+def check_reward_calls(limit: int | None, start: Start, planned: float) -> None:
+    """Refuse a run that would score too many samples.
 
     Args:
-        scored: how many times every particle is scored.
+        planned: reward calls per population, besides those already made.
+
+    Raises:
+        UserError: when all populations together would exceed ``limit``.
     """
-    planned = scored * start.x.shape[0]
-    if limit is not None and planned > limit:
+    total = start.cost.reward_calls + round(planned * start.num_populations)
+    if limit is not None and total > limit:
         raise UserError(
-            f"the run would make {planned} reward calls, more than max_reward_calls={limit}: "
-            "use fewer particles or steps, or a larger gradient_every with weights='path'"
+            f"the run would make {total} reward calls, more than max_reward_calls={limit}: "
+            "use fewer particles, steps or rounds, or a larger gradient_every with weights='path'"
         )
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 import fmtt
 from fmtt.flow.oracle import Gaussian
-from fmtt.steering.cost import Cost
 
 
 def run(**options: Any) -> fmtt.TiltResult:
@@ -74,9 +73,3 @@ def test_resample_draws_by_weight() -> None:
     torch.testing.assert_close(drawn.mean(1), result.expect(first).value, atol=2e-3, rtol=0)
     again = result.resample(50_000, torch.Generator().manual_seed(1)).reshape(2, -1)
     assert torch.equal(drawn, again)
-
-
-def test_cost_adds_up() -> None:
-    cost = Cost(forwards=10, backwards=3, jvps=2, populations=4)
-    assert cost.passes == 20 and cost.passes_per_population == 5
-    assert cost.as_dict()["passes"] == 20

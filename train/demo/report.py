@@ -93,8 +93,8 @@ def write_report(out: Path, evaluated: dict[str, Any], tilted: dict[str, Any]) -
     )
     report.section(
         "Look-ahead",
-        "What each look-ahead makes of one half-made sample. The denoiser averages over every clock the noise "
-        "may still become; the flow map shows the one it will become.",
+        "What each look-ahead makes of one half-made sample. The denoiser averages over every clock that the "
+        "noise may still become; the flow map shows the one it will become.",
     )
     grid = pictures.lookahead_grid(distilled, trajectory, velocity=teacher.velocity, values=VALUES)
     report.figure(picture("lookahead_grid", grid), "The map just distilled.")
@@ -159,8 +159,8 @@ def _tilt(
     report.section(
         "Exactness",
         f"At sharpness {checked['sharpness']:g} the tilted law keeps much of the prior, so its shape can be "
-        f"compared: {checked['particles']} weighted particles against {checked['base_samples']} unguided samples "
-        "reweighted by e^r, over 24 half-hour bins of the time that the judge reads.",
+        f"compared: {checked['particles']} weighted particles against {checked['base_samples']} unguided "
+        "samples reweighted by e^r, over 24 half-hour bins of the time that the judge reads.",
     )
     edges = [clock.format_time(30 * k) for k in range(25)]
     figure = figures.histogram_bars(checked["histograms"], edges, xlabel="time read by the judge")

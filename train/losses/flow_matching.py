@@ -1,4 +1,4 @@
-"""Objectives on the diagonal s = t: flow matching (data velocity), and the teacher's velocity in its place."""
+"""Objectives on the diagonal s = t: flow matching and its distilled form."""
 
 from __future__ import annotations
 

@@ -1,0 +1,82 @@
+"""From a run to an export: the averaged weights, bit for bit."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import fmtt
+from fmtt.errors import UserError
+from train.__main__ import main
+from train.checkpoints import checkpoints, read_checkpoint
+from train.export import check_export, export_run
+from train.run import train
+
+
+@pytest.fixture
+def run_dir(toy) -> Path:
+    return train(toy("max_steps=3", distill="lsd"), "distill")
+
+
+def test_the_export_is_the_average(run_dir, tmp_path, capsys):
+    assert main(["export", str(run_dir), str(tmp_path / "out")]) == 0
+    assert "wrote" in capsys.readouterr().out
+    flow_map = fmtt.load(tmp_path / "out")
+    content = read_checkpoint(checkpoints(run_dir / "checkpoints")[-1][1])
+    average = content["ema"]["2"]
+    assert all(torch.equal(value, average[name]) for name, value in flow_map.named_parameters())
+    raw = content["state_dict"]
+    assert any(not torch.equal(value, raw[f"student.{name}"]) for name, value in flow_map.named_parameters())
+    assert flow_map.config["kind"] == "flow_map"
+    trained = flow_map.config["trained"]
+    assert trained["steps"] == 3 and trained["ema_half_life"] == 2 and trained["objective"]["name"] == "lsd"
+    assert flow_map.config["metrics"]["lookahead/map_1@0"] > 0
+    assert "| seed | 3 |" in (tmp_path / "out" / "README.md").read_text()
+    assert fmtt.sample(flow_map, 5, steps=2).shape == (5, 2)
+
+
+def test_a_velocity_model_teaches_a_flow_map(toy, tmp_path):
+    pretrained = train(toy("max_steps=2", run="velocity"), "pretrain")
+    teacher = export_run(pretrained, tmp_path / "teacher")
+    assert fmtt.load(teacher).config["kind"] == "velocity"
+    x, s = torch.randn(3, 2), torch.rand(3)
+    loaded = fmtt.load(teacher)
+    assert torch.equal(loaded.average_velocity(x, s, s), loaded.average_velocity(x, s, torch.ones(3)))
+    mapped = train(toy("max_steps=2", f"teacher={teacher}", distill="lmd"), "distill")
+    assert fmtt.load(export_run(mapped, tmp_path / "map")).config["trained"]["teacher"] == "teacher"
+
+
+@pytest.mark.parametrize(
+    "break_it, says",
+    [
+        (lambda run: shutil.rmtree(run), "holds no readable checkpoint"),
+        (lambda run: shutil.rmtree(run / "checkpoints"), "holds no readable checkpoint"),
+        (lambda run: (run / "config.yaml").unlink(), "config.yaml is missing or damaged"),
+        (lambda run: (run / "config.yaml").write_text("a: [1"), "config.yaml is missing or damaged"),
+    ],
+    ids=["no run", "no checkpoint", "no config", "damaged config"],
+)
+def test_what_cannot_be_exported(break_it, says, run_dir, tmp_path, capsys):
+    capsys.readouterr()
+    break_it(run_dir)
+    assert main(["export", str(run_dir), str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_unwritable_export(run_dir, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["export", str(run_dir), str(tmp_path / "file" / "out")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_export_that_differs_is_refused(run_dir, tmp_path):
+    export_run(run_dir, tmp_path / "out")
+    student = fmtt.load(tmp_path / "out")
+    check_export(student, tmp_path / "out")
+    next(student.parameters()).data.add_(1e-3)
+    with pytest.raises(UserError, match="does not reproduce"):
+        check_export(student, tmp_path / "out")
