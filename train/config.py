@@ -172,9 +172,12 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         loaded = OmegaConf.load(path)
         if loaded is None or not OmegaConf.is_dict(loaded):
             raise UserError(f"config {path} must be a mapping of keys to values")
+        _check_sections(loaded, source)
         merged = OmegaConf.merge(schema, loaded)
         source = "the command line"
-        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(overrides or [])))
+        given = OmegaConf.from_dotlist(list(overrides or []))
+        _check_sections(given, source)
+        merged = OmegaConf.merge(merged, given)
         source = str(path)
         if OmegaConf.is_missing(merged, "run_dir") or not merged.run_dir:
             raise UserError(f"config {path} has no run_dir: the folder that the run is written to")
@@ -199,6 +202,12 @@ def _all_keys(node: Any, prefix: str = "") -> list[str]:
         if isinstance(value, dict):
             keys += _all_keys(value, f"{prefix}{key}.")
     return keys
+
+
+def _check_sections(given: Any, source: str) -> None:
+    for key, value in OmegaConf.structured(Config(run_dir="")).items():
+        if OmegaConf.is_dict(value) and key in given and not OmegaConf.is_dict(given[key]):
+            raise UserError(f"{source}: {key} must be a mapping, such as {{{next(iter(value))}: ...}}")
 
 
 def _unknown_key(key: str, source: str) -> str:

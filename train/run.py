@@ -108,7 +108,7 @@ def build_trainer(config: Config, run_dir: Path) -> Trainer:
     Raises:
         UserError: for a combination of trainer settings that this machine or Lightning does not take.
     """
-    terminal = sys.stdout.isatty()
+    terminal, number_format = sys.stdout.isatty(), precision(config)
     progress: Callback = RichProgressBar() if terminal else PlainProgress()
     try:
         return Trainer(
@@ -118,7 +118,7 @@ def build_trainer(config: Config, run_dir: Path) -> Trainer:
             devices=config.trainer.devices,
             num_nodes=config.trainer.num_nodes,
             strategy=config.trainer.strategy,
-            precision=precision(config),  # pyright: ignore[reportArgumentType]
+            precision=number_format,  # pyright: ignore[reportArgumentType]
             accumulate_grad_batches=config.trainer.accumulate,
             log_every_n_steps=config.log.every_steps,
             logger=False,

@@ -21,7 +21,7 @@ MISTAKES = [
     (["max_steps=many"], "the command line: max_steps: "),
     (["max_steps=1.5"], "max_steps"),
     (["seed.x=1"], "the command line: "),
-    (["optimizer=3"], "optimizer"),
+    (["optimizer=3"], "the command line: optimizer must be a mapping"),
     (["run_dir="], "run_dir"),
     (["run_dir=${nowhere}"], "nowhere"),
     (["max_steps"], "override 'max_steps' is not of the form key=value"),
@@ -69,7 +69,8 @@ def test_a_mistake_is_named_in_one_line(overrides, says, file):
         ("run_dir: [1, 2\n", "is not valid YAML"),
         ("run_dir: a\nrun_dir: b\n", "is not valid YAML"),
         ("- 1\n- 2\n", "mapping of keys to values"),
-        ("just words", "mapping of keys to values"),
+        ("just words", "unknown key 'just words'"),
+        ("run_dir: x\nema: 5\n", "ema must be a mapping"),
         ("", "has no run_dir"),
         ("seed: 3\n", "has no run_dir"),
         ("run_dir: x\noptimiser: {lr: 1}\n", "did you mean 'optimizer'"),
@@ -116,7 +117,7 @@ BUILD_MISTAKES = [
     ("distill", ["objective.name=lds"], "objective.name: 'lds' is not one of"),
     ("distill", ["objective.name=flow_matching"], "is not an objective of distill"),
     ("pretrain", ["objective.name=lsd"], "is not an objective of pretrain"),
-    ("distill", ["teacher="], "teacher: give the export"),
+    ("distill", ["teacher=''"], "teacher: give the export"),
     ("distill", ["teacher=/nowhere"], "there is no export at /nowhere"),
     ("distill", ["student.init=techer"], "did you mean 'teacher'"),
     ("distill", ["student.init=scratch", "student.interpolant=trigonometric"], "the teacher's"),
@@ -136,7 +137,7 @@ BUILD_MISTAKES = [
 @pytest.mark.parametrize(
     "stage, overrides, says",
     BUILD_MISTAKES,
-    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+    ids=[" ".join(o) for _, o, _ in BUILD_MISTAKES],
 )
 def test_what_cannot_be_built_is_named(stage, overrides, says, toy):
     config = toy(*overrides, distill="" if stage == "pretrain" else "lsd")

@@ -68,13 +68,8 @@ def fail() -> None:
 
 
 def test_a_run_folder_of_images(toy, clock_teacher):
-    config = toy(
-        "data.source=clock",
-        f"teacher={clock_teacher}",
-        "batch_size=4",
-        "evaluate.num_samples=2",
-        distill="lmd",
-    )
+    small = ("batch_size=4", "evaluate.num_samples=2")
+    config = toy("data.source=clock", f"teacher={clock_teacher}", *small, distill="lmd")
     run_dir = train(config, "distill")
     assert OmegaConf.load(run_dir / "config.yaml") == OmegaConf.structured(config)
     assert [step for step, _ in checkpoints(run_dir / "checkpoints")] == [4, 6]

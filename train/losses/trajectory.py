@@ -12,24 +12,30 @@ from fmtt.tensor import expand_like
 from fmtt.types import Cond, FlowMap, VelocityField
 from train.losses.base import LossOutput, PathSample, Times, mean_square
 
-STEPS_PER_LEG = 2
-"""Heun steps from each point to the next."""
-LAST_LEG_BEND = 1.5
-"""The last leg's steps shorten towards t = 1, where the velocity changes fastest."""
+LEGS = ((3, 1.0), (3, 1.0), (5, 2.0))
+"""Heun steps of s -> u -> t -> 1, and how much they shorten towards a leg's end: near t = 1 the velocity
+changes fastest. On the clock the last state is then off by 0.006 root mean square."""
 
 
 def heun(
-    teacher: VelocityField, x: Tensor, start: Tensor, end: Tensor, bend: float, cond: Cond | None
+    teacher: VelocityField,
+    x: Tensor,
+    start: Tensor,
+    end: Tensor,
+    cond: Cond | None,
+    *,
+    steps: int,
+    bend: float,
 ) -> tuple[Tensor, Tensor]:
     """(state at ``end``, velocity at ``start``) of the teacher's ODE, both (B, *D); times (B,)."""
-    grid = [end - (end - start) * (1 - k / STEPS_PER_LEG) ** bend for k in range(STEPS_PER_LEG + 1)]
+    grid = [end - (end - start) * (1 - k / steps) ** bend for k in range(steps + 1)]
     first = velocity = teacher(x, start, cond)
     for k, (a, b) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
         velocity = first if k == 0 else teacher(x, a, cond)
         h = expand_like(b - a, x)
         guess = x + h * velocity
         # The velocity is not asked for at t = 1, where it is singular.
-        last = k + 1 == STEPS_PER_LEG and bend != 1
+        last = k + 1 == steps and bend != 1
         x = guess if last else x + h / 2 * (velocity + teacher(guess, b, cond))
     return x, first
 
@@ -47,8 +53,8 @@ def trajectory(
     at = [*times, torch.ones_like(times.s)]
     velocity = []
     with torch.no_grad():
-        for k in range(3):
-            state, b = heun(teacher, x[-1], at[k], at[k + 1], LAST_LEG_BEND if k == 2 else 1.0, cond)
+        for k, (steps, bend) in enumerate(LEGS):
+            state, b = heun(teacher, x[-1], at[k], at[k + 1], cond, steps=steps, bend=bend)
             x.append(state)
             velocity.append(b)
     jumps = list(combinations(range(4), 2))
