@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,7 +62,7 @@ def last_metrics(run_dir: Path) -> dict[str, float]:
     with open(path, newline="") as file:
         for row in csv.DictReader(file):
             latest |= {k: float(v) for k, v in row.items() if v and k not in ("step", "epoch")}
-    return latest
+    return {k: v for k, v in latest.items() if math.isfinite(v)}  # JSON has no nan
 
 
 def export_run(run_dir: str | Path, out_dir: str | Path) -> Path:

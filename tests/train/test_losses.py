@@ -58,6 +58,14 @@ def test_zero_at_the_exact_flow_and_only_there(name, interpolant, generator):
     assert wrong.mean() > 1e-3 and (wrong > 1e-12).all()
 
 
+def test_trajectory_is_zero_up_to_its_solver(generator):
+    gaussian = exact(Linear())
+    path, times = draw(gaussian, 500, generator)
+    loss = OBJECTIVES["trajectory"](gaussian, gaussian.velocity, path, times).per_sample
+    wrong = OBJECTIVES["trajectory"](Wrong(gaussian), gaussian.velocity, path, times).per_sample
+    assert loss.mean() < 1e-3 and loss.mean() < 0.02 * wrong.mean()
+
+
 @pytest.mark.parametrize("interpolant", [Linear(), Trigonometric()], ids=["linear", "trigonometric"])
 def test_flow_matching_is_stationary_at_the_exact_velocity(interpolant, generator):
     gaussian, n = exact(interpolant), 20_000
