@@ -30,18 +30,26 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         self.max_frequency = max_frequency
         self.num_frequencies = num_frequencies
+        # Not a buffer: converting the module to bfloat16 would round the frequencies.
+        self._frequencies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         self.hidden = nn.Linear(2 * num_frequencies, dim)
         self.out = nn.Linear(dim, dim)
         if zero_init:
             nn.init.zeros_(self.out.weight)
             nn.init.zeros_(self.out.bias)
 
+    def frequencies(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Angular frequencies (num_frequencies,), computed once per device and dtype."""
+        key = (device, dtype)
+        if key not in self._frequencies:
+            exponents = torch.linspace(0, 1, self.num_frequencies, device=device, dtype=dtype)
+            self._frequencies[key] = 0.5 * (2 * self.max_frequency) ** exponents * math.pi
+        return self._frequencies[key]
+
     def forward(self, t: Tensor) -> Tensor:
         with torch.autocast(t.device.type, enabled=False):
-            # Not a buffer: converting the module to bfloat16 would round the frequencies.
             t = t.to(torch.promote_types(t.dtype, torch.float32))
-            exponents = torch.linspace(0, 1, self.num_frequencies, device=t.device, dtype=t.dtype)
-            angles = t[:, None] * (0.5 * (2 * self.max_frequency) ** exponents * math.pi)
+            angles = t[:, None] * self.frequencies(t.device, t.dtype)
             features = torch.cat([angles.cos(), angles.sin()], dim=1)  # (B, 2F)
             return self.out(nn.functional.silu(self.hidden(features.to(self.hidden.weight.dtype))))
 

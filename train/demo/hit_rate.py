@@ -1,7 +1,8 @@
 """How often each method delivers the asked-for clock within a budget of network passes per run.
 
 Every method is given the same budgets (a backward counts 2); its settings are formulas in the budget,
-the same for all budgets.
+the same at all budgets. A run returns the one sample that the optimised reward likes best, and the judge,
+which is another function than the reward, reads it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 import fmtt
 from fmtt.baselines.best_of_n import best_of_n
@@ -24,9 +24,10 @@ BUDGETS = (100, 200, 400, 800, 1600)
 RUNS = 64
 BASE_STEPS, FEW_STEPS = 50, 4
 CHUNK = 256
-SEARCH_ROUNDS = 4
-
-Result = TiltResult | SearchResult
+KEEP = 2
+"""Candidates that survive a selection of the search."""
+GUIDANCE = {"flow_map": 2.0, "denoiser": 1.0}
+"""Guidance of the search: the best of 1, 2 and 4 for each look-ahead at a budget of 200."""
 
 
 class Setting(NamedTuple):
@@ -34,119 +35,122 @@ class Setting(NamedTuple):
 
     flow_map: NeuralFlowMap
     teacher: NeuralFlowMap
-    budget: int
     generator: torch.Generator
+    runs: int = RUNS
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """Arguments that every method takes."""
+        return {"num_populations": self.runs, "chunk_size": CHUNK, "generator": self.generator}
 
 
 class Outcome(NamedTuple):
-    """One method at one budget: share of runs that hit, mean reward, passes per run, what was returned."""
+    """One method at one budget: share of runs that hit, mean reward, network passes per run."""
 
     hit_rate: float
     mean_reward: float
     passes: float
-    best: Tensor
 
 
-def draw(setting: Setting, n: int) -> Result:
-    """Best of ``n`` samples of the teacher's 50-step sampler."""
-    return best_of_n(
-        setting.flow_map,
-        ClockReward(TARGET, SHARPNESS),
-        num_samples=n,
-        steps=BASE_STEPS,
-        sampler="velocity",
-        velocity=setting.teacher.velocity,
-        num_populations=RUNS,
-        chunk_size=CHUNK,
-        generator=setting.generator,
-    )
+def late_times(u: float) -> float:
+    """A time grid that takes short steps first: most of a clock is settled in the first half."""
+    return u**1.5
 
 
-def draw_few_step(setting: Setting) -> Result:
-    """Best of N samples of the 4-step map."""
-    return best_of_n(
-        setting.flow_map,
-        ClockReward(TARGET, SHARPNESS),
-        num_samples=setting.budget // FEW_STEPS,
-        steps=FEW_STEPS,
-        num_populations=RUNS,
-        chunk_size=CHUNK,
-        generator=setting.generator,
-    )
+def selections(budget: int) -> int:
+    """Rounds of a search: more of them, with more candidates each, as the budget grows."""
+    return max(4, round(budget**0.5 / 2.4))
 
 
-def tilt(setting: Setting, lookahead: str) -> Result:
-    """FMTT with path weights on the teacher's SDE."""
-    passes = 3 if lookahead == "denoiser" else 4
-    particles, steps = split_budget(setting.budget, passes)
-    return fmtt.tilt(
-        setting.flow_map,
-        ClockReward(TARGET, SHARPNESS),
-        num_particles=particles,
-        num_steps=steps,
-        lookahead=lookahead,
-        weights="path",
-        velocity=setting.teacher.velocity,
-        num_populations=RUNS,
-        chunk_size=CHUNK,
-        generator=setting.generator,
-    )
-
-
-def search(setting: Setting, lookahead: str) -> Result:
-    """FMTT as a search: rounds of look-ahead, selection and re-noising with the reward's gradient."""
-    rounds = SEARCH_ROUNDS
-    particles = max(2, setting.budget // (rounds * 2))
-    keep = max(1, particles // 6)
-    kind: dict[str, Any] = {"kernel": "renoise"}
+def search(setting: Setting, lookahead: str, budget: int) -> SearchResult:
+    """FMTT as a search: look ahead, keep the best, move along the reward's gradient, noise again."""
+    rounds = selections(budget)
+    # A candidate costs one look-ahead a round and at the end (the denoiser's first round is blind and one
+    # step longer); a survivor costs a gradient (3 passes) and, with a map, its own noise-free step (1).
+    if lookahead == "flow_map":
+        particles = (budget - 4 * KEEP * rounds) // (rounds + 1)
+    else:
+        particles = (budget - 3 * KEEP * rounds) // (rounds + 2)
     return fmtt.search(
         setting.flow_map,
         ClockReward(TARGET, SHARPNESS),
         num_particles=particles,
-        keep=keep,
+        keep=KEEP,
         rounds=rounds,
         lookahead=lookahead,
+        guidance=GUIDANCE[lookahead],
         velocity=setting.teacher.velocity,
-        num_populations=RUNS,
-        chunk_size=CHUNK,
-        generator=setting.generator,
-        **kind,
+        kernel="renoise",
+        times=late_times,
+        **setting.common,
     )
 
 
-def split_budget(budget: int, passes_per_step: int) -> tuple[int, int]:
-    """(particles, steps): as many steps as particles up to a point, within the budget."""
-    particles = max(2, round((budget / passes_per_step / 6) ** 0.5))
-    return particles, budget // (passes_per_step * particles)
+def tilt(setting: Setting, lookahead: str, budget: int) -> TiltResult:
+    """FMTT with path weights and resampling; steps and particles both grow as the budget's root."""
+    steps = 2 * selections(budget)
+    # A step looks ahead with a gradient (3 passes); the denoiser's is the velocity's own network call.
+    return fmtt.tilt(
+        setting.flow_map,
+        ClockReward(TARGET, SHARPNESS),
+        num_particles=max(2, budget // (3 * steps)),
+        num_steps=steps,
+        lookahead=lookahead,
+        weights="path",
+        velocity=setting.teacher.velocity,
+        kernel="renoise" if lookahead == "flow_map" else "sde",
+        times=late_times,
+        **setting.common,
+    )
 
 
-def run(name: str, method: Callable[[Setting], Result], setting: Setting) -> Outcome:
-    """One method at one budget.
-
-    Raises:
-        AssertionError: when the method spent more than the budget.
-    """
-    result = method(setting)
-    passes = result.cost.passes / RUNS
-    assert passes <= setting.budget, f"{name} spent {passes} of {setting.budget} passes"
+def outcome(result: SearchResult | TiltResult) -> Outcome:
+    """What the judge says of every run's best sample."""
     hit = hits(result.best, TARGET, TOLERANCE)
-    return Outcome(float(hit.double().mean()), float(result.best_rewards.mean()), passes, result.best)
+    passes = result.cost.passes_per_population
+    return Outcome(float(hit.double().mean()), float(result.best_rewards.mean()), passes)
 
 
-VARIANTS: dict[str, dict[str, Callable[[Setting], Result]]] = {
-    "base": {"base": lambda s: draw(s, 1)},
-    "best_of_n": {"best_of_n": lambda s: draw(s, s.budget // BASE_STEPS)},
-    "best_of_n_few_step": {"best_of_n_few_step": draw_few_step},
-    "fmtt_denoiser": {
-        "tilt": lambda s: tilt(s, "denoiser"),
-        "search": lambda s: search(s, "denoiser"),
-    },
-    "fmtt_flow_map": {
-        "tilt": lambda s: tilt(s, "flow_map"),
-        "search": lambda s: search(s, "flow_map"),
-    },
+def steered(method: Callable[[Setting, str, int], Any], lookahead: str) -> Callable[[Setting], list[Outcome]]:
+    """All budgets of one variant of FMTT."""
+    return lambda setting: [outcome(method(setting, lookahead, budget)) for budget in BUDGETS]
+
+
+def best_of(steps: int, sampler: str, single: bool = False) -> Callable[[Setting], list[Outcome]]:
+    """All budgets of best-of-N: the runs at a small budget are the first samples of those at the largest."""
+
+    def method(setting: Setting) -> list[Outcome]:
+        most = 1 if single else BUDGETS[-1] // steps
+        result = best_of_n(
+            setting.flow_map,
+            ClockReward(TARGET, SHARPNESS),
+            num_samples=most,
+            steps=steps,
+            sampler=sampler,
+            velocity=setting.teacher.velocity,
+            **setting.common,
+        )
+        rewards = result.rewards.reshape(setting.runs, most)
+        images = result.samples.reshape(setting.runs, most, *result.samples.shape[1:])
+        outcomes = []
+        for budget in BUDGETS:
+            n = 1 if single else budget // steps
+            best = rewards[:, :n].max(1)
+            hit = hits(images[torch.arange(setting.runs), best.indices], TARGET, TOLERANCE)
+            outcomes.append(Outcome(float(hit.double().mean()), float(best.values.mean()), float(n * steps)))
+        return outcomes
+
+    return method
+
+
+METHODS: dict[str, dict[str, Callable[[Setting], list[Outcome]]]] = {
+    "base": {"one sample": best_of(BASE_STEPS, "velocity", single=True)},
+    "best_of_n": {"50-step base": best_of(BASE_STEPS, "velocity")},
+    "best_of_n_few_step": {"4-step map": best_of(FEW_STEPS, "flow_map")},
+    "fmtt_denoiser": {"tilt": steered(tilt, "denoiser"), "search": steered(search, "denoiser")},
+    "fmtt_flow_map": {"tilt": steered(tilt, "flow_map"), "search": steered(search, "flow_map")},
 }
-"""Methods by the name in the summary, each with the variants of which the better one counts."""
+"""The variants of each method; the better one counts."""
 
 
 def compare(flow_map: NeuralFlowMap, teacher: NeuralFlowMap, *, seed: int = 0) -> dict[str, Any]:
@@ -154,26 +158,31 @@ def compare(flow_map: NeuralFlowMap, teacher: NeuralFlowMap, *, seed: int = 0) -
 
     Returns:
         ``hit_rate`` and ``mean_reward``: a list over BUDGETS by method, of the variant that hits more
-        often over all budgets. ``variants``: everything, with passes per run.
+        often over all budgets. ``variants``: every variant's outcomes, with passes per run.
+
+    Raises:
+        AssertionError: when a method spent more than its budget.
     """
-    table: dict[str, dict[str, list[dict[str, float]]]] = {}
-    for name, variants in VARIANTS.items():
+    table: dict[str, dict[str, list[Outcome]]] = {}
+    for name, variants in METHODS.items():
         table[name] = {}
         for variant, method in variants.items():
-            outcomes = []
-            for budget in BUDGETS:
-                generator = torch.Generator().manual_seed(seed + budget)
-                o = run(name, method, Setting(flow_map, teacher, budget, generator))
-                outcomes.append({"hit_rate": o.hit_rate, "mean_reward": o.mean_reward, "passes": o.passes})
+            setting = Setting(flow_map, teacher, torch.Generator().manual_seed(seed))
+            outcomes = method(setting)
+            for budget, o in zip(BUDGETS, outcomes, strict=True):
+                assert o.passes <= budget, f"{name}, {variant}: {o.passes} passes exceed {budget}"
             table[name][variant] = outcomes
-            rates = "  ".join(f"{o['hit_rate']:.2f}" for o in outcomes)
-            print(f"  {name if name == variant else f'{name}, {variant}':<24} {rates}", flush=True)
+            rates = "  ".join(f"{o.hit_rate:.2f}" for o in outcomes)
+            print(f"  {f'{name} ({variant})':<34} {rates}", flush=True)
     better = {
-        name: max(variants.values(), key=lambda outcomes: sum(o["hit_rate"] for o in outcomes))
+        name: max(variants.values(), key=lambda outcomes: sum(o.hit_rate for o in outcomes))
         for name, variants in table.items()
     }
     return {
-        "hit_rate": {name: [o["hit_rate"] for o in outcomes] for name, outcomes in better.items()},
-        "mean_reward": {name: [o["mean_reward"] for o in outcomes] for name, outcomes in better.items()},
-        "variants": table,
+        "hit_rate": {name: [o.hit_rate for o in outcomes] for name, outcomes in better.items()},
+        "mean_reward": {name: [o.mean_reward for o in outcomes] for name, outcomes in better.items()},
+        "variants": {
+            name: {variant: [o._asdict() for o in outcomes] for variant, outcomes in variants.items()}
+            for name, variants in table.items()
+        },
     }
