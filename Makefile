@@ -37,11 +37,11 @@ data: $(SHARDS) ## write the clock's training shards to runs/data/clock (SAMPLES
 $(SHARDS): | $(STAMP)
 	$(PY) -m data write clock --out runs/data/clock --num-samples $(SAMPLES)
 
-teacher: $(STAMP) $(SHARDS) ## train the clock's velocity model and ship it in fmtt/assets/clock-teacher (hours on two cores)
+teacher: $(STAMP) ## train the clock's velocity model and ship it in fmtt/assets/clock-teacher (half an hour)
 	$(PY) -m train pretrain configs/clock/teacher.yaml
 	$(PY) -m train export runs/clock-teacher fmtt/assets/clock-teacher
 
-map: $(STAMP) $(SHARDS) ## distil the teacher and ship the flow map in fmtt/assets/clock-map (hours on two cores)
+map: $(STAMP) ## distil the teacher and ship the flow map in fmtt/assets/clock-map (half an hour)
 	$(PY) -m train distill configs/clock/map.yaml
 	$(PY) -m train export runs/clock-map fmtt/assets/clock-map
 
