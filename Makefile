@@ -40,10 +40,12 @@ $(SHARDS): | $(STAMP)
 teacher: $(STAMP) ## train the clock's velocity model and ship it in fmtt/assets/clock-teacher (half an hour)
 	$(PY) -m train pretrain configs/clock/teacher.yaml
 	$(PY) -m train export runs/clock-teacher fmtt/assets/clock-teacher
+	$(PY) -m train.demo.measure fmtt/assets/clock-teacher
 
 map: $(STAMP) ## distil the teacher and ship the flow map in fmtt/assets/clock-map (half an hour)
 	$(PY) -m train distill configs/clock/map.yaml
 	$(PY) -m train export runs/clock-map fmtt/assets/clock-map
+	$(PY) -m train.demo.measure fmtt/assets/clock-map
 
 test: $(STAMP) ## fast tests
 	@$(PY) -m pytest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from data.batch import Batch
 from data.counter import uniforms
-from fmtt.errors import UserError
+from fmtt.errors import UserError, nearest
 from fmtt.rewards import clock
 
 MODES, MODE_RADIUS, MODE_STD = 8, 1.4, 0.15
@@ -99,7 +98,6 @@ def procedural(name: str) -> ProceduralSet:
         UserError: when there is none; the message names the nearest.
     """
     if name not in PROCEDURAL:
-        close = difflib.get_close_matches(name, PROCEDURAL, n=1)
-        hint = f", did you mean {close[0]!r}" if close else ""
-        raise UserError(f"no data set is called {name!r}{hint}; sets: {', '.join(PROCEDURAL)}")
+        sets = ", ".join(PROCEDURAL)
+        raise UserError(f"no data set is called {name!r}; sets: {sets}{nearest(name, PROCEDURAL)}")
     return PROCEDURAL[name]

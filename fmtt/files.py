@@ -42,6 +42,20 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def make_writable(folder: Path, key: str) -> None:
+    """Make ``folder`` where it is not there, and try to write in it before any work is done.
+
+    Raises:
+        UserError: naming ``key``, where the folder came from.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write to {key} {folder}: {reason}; choose another folder") from error
+
+
 def write_json(path: str | Path, content: Any) -> None:
     """Write ``content`` as indented JSON, atomically."""
     with atomic_write(path) as temporary:

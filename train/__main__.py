@@ -48,13 +48,13 @@ def run(arguments: argparse.Namespace) -> None:
 
         print(f"wrote {export_run(arguments.run_dir, arguments.out_dir)}")
     else:
-        from train.demo import demo
+        from train.demo.demo import demo
 
         demo(arguments.out, fresh=arguments.fresh)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 2 what the user gave is wrong, 130 interrupted."""
+    """Exit status: 0 done, 2 what the user gave is wrong, 1 anything else."""
     try:
         run(parser().parse_args(argv))
     except UserError as error:
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
-        return 130
+        return 1
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fmtt.errors import UserError
+from fmtt.errors import UserError, nearest
 from fmtt.flow.flow_map import PREDICTIONS, NeuralFlowMap
 from fmtt.flow.interpolant import INTERPOLANTS
 from fmtt.models.checkpoint import NETWORKS, load
@@ -33,9 +32,7 @@ def choose(key: str, name: str, options: Iterable[str]) -> str:
     options = list(options)
     if name in options:
         return name
-    near = difflib.get_close_matches(name, options, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UserError(f"{key}: {name!r} is not one of {', '.join(options)}{hint}")
+    raise UserError(f"{key}: {name!r} is not one of {', '.join(options)}{nearest(name, options)}")
 
 
 def build_network(config: NetworkConfig, data_shape: tuple[int, ...]) -> NeuralFlowMap:
@@ -64,6 +61,11 @@ def build_module(config: Config, stage: str, data_shape: tuple[int, ...]) -> Flo
     if config.objective.name not in STAGES[stage]:
         raise UserError(f"objective.name: {config.objective.name!r} is not an objective of {stage}")
     choose("times.distribution", config.times.distribution, DISTRIBUTIONS)
+    if config.times.distribution == "noise" and config.objective.name != "trajectory":
+        raise UserError(
+            f"times.distribution: 'noise' asks for s = 0 alone, which is not enough for "
+            f"{config.objective.name}: use uniform or logit_normal"
+        )
     choose("times.midpoint", config.times.midpoint, MIDPOINTS)
     torch.manual_seed(config.seed)
     kind = "velocity" if stage == "pretrain" else "flow_map"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from train.losses.base import Times
 
-DISTRIBUTIONS = ("uniform", "logit_normal")
+DISTRIBUTIONS = ("uniform", "logit_normal", "noise")
 MIDPOINTS = ("middle", "uniform")
 
 
@@ -19,7 +19,8 @@ class TimeSampler(NamedTuple):
     Args:
         distribution: ``uniform``: (s, t) uniform on the triangle s < t (the order statistics of two
             uniform draws), and s uniform in [0, 1] on the diagonal. ``logit_normal``:
-            s = sigmoid(mean + std z), t uniform in [s, 1].
+            s = sigmoid(mean + std z), t uniform in [s, 1]. ``noise``: s = 0, t uniform, and s uniform on the
+            diagonal; for objectives that follow a trajectory from there.
         mean, std: of the logit-normal.
         diagonal: share of samples with t = s.
         endpoint: share of samples with t = 1 (the look-ahead).
@@ -42,6 +43,8 @@ class TimeSampler(NamedTuple):
         a, b = uniform(), uniform()
         if self.distribution == "uniform":
             s, t = torch.minimum(a, b), torch.maximum(a, b)
+        elif self.distribution == "noise":
+            s, t = torch.zeros_like(a), a
         else:
             normal = torch.randn(batch, generator=generator, device=device)
             s = torch.sigmoid(self.mean + self.std * normal)
@@ -49,7 +52,7 @@ class TimeSampler(NamedTuple):
         kind, fraction = uniform(), uniform()
         t = torch.where(kind < self.endpoint, torch.ones_like(t), t)
         on_diagonal = kind >= 1 - self.diagonal
-        if self.distribution == "uniform":
+        if self.distribution != "logit_normal":
             s = torch.where(on_diagonal, a, s)
         t = torch.where(on_diagonal, s, torch.maximum(s, t))
         share = torch.full_like(s, 0.5) if self.midpoint == "middle" else fraction

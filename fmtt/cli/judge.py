@@ -41,9 +41,7 @@ class ClockJudge:
 
     def captions(self, images: Tensor) -> list[str]:
         """The time read from each image, or ``?``."""
-        reading = clock_judge.read(images)
-        pairs = zip(reading.time.tolist(), reading.readable.tolist(), strict=True)
-        return [clock.format_time(time) if readable else "?" for time, readable in pairs]
+        return clock_judge.captions(images)
 
 
 def judge(args: Namespace, model: Model, reward: Reward) -> ClockJudge | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +13,7 @@ from torch import Tensor
 
 import fmtt
 from fmtt import png
-from fmtt.errors import UserError
-from fmtt.files import atomic_write, write_json
+from fmtt.files import atomic_write, make_writable, write_json
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -47,12 +45,7 @@ class Output:
         self.folder = folder
         self.written: list[str] = []
         self.start = time.perf_counter()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"cannot write to --out {folder}: {reason}; choose another folder") from error
+        make_writable(folder, "--out")
 
     def bytes(self, name: str, content: bytes) -> None:
         """Write a file."""

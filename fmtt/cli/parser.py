@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
 import fmtt
-from fmtt.errors import UserError
+from fmtt.errors import UserError, nearest
 from fmtt.steering.lookahead import NAMES as LOOKAHEADS
 from fmtt.steering.rule import KERNELS, WEIGHTS
 from fmtt.steering.setup import GRADIENTS
 
 JUDGES = ("auto", "clock", "none")
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """``; did you mean X?`` for the entry of ``known`` most like ``word``, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 class Parser(argparse.ArgumentParser):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from argparse import Namespace
 
 import torch
-from torch import Tensor
 
 import fmtt
 from fmtt.cli.model import installed
@@ -13,13 +12,6 @@ from fmtt.cli.progress import Progress, WatchedReward
 from fmtt.cli.steering import DRAWN_POPULATIONS, SHOWN, Task
 from fmtt.steering import smc
 from fmtt.steering.result import TiltResult
-
-
-def pooled_log_weights(result: TiltResult) -> Tensor:
-    """Log-weights (P*N,) of all particles together, each population weighted by its estimate of Z."""
-    table = result.log_weights.reshape(result.num_populations, -1)
-    log_z = result.log_z.reshape(result.num_populations)
-    return (table + (log_z - smc.log_mean_exp(table))[:, None]).reshape(-1)
 
 
 def run(args: Namespace) -> None:
@@ -37,7 +29,7 @@ def run(args: Namespace) -> None:
             gradient_every=args.gradient_every,
             ess_threshold=args.ess_threshold,
         )
-    log_weights = pooled_log_weights(result)
+    log_weights = result.pooled_log_weights
     weights = torch.softmax(log_weights, 0)
     order = torch.arange(min(SHOWN, len(result.samples)), device=log_weights.device)
     index = smc.systematic(log_weights[None], task.model.generator(2), len(order))[0]

@@ -8,7 +8,6 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from fmtt.flow.interpolant import Interpolant
 from fmtt.tensor import batch_time, expand_like
 from fmtt.types import Cond, VelocityField
 
@@ -21,7 +20,6 @@ def solve(
     cond: Cond | None = None,
     *,
     tol: float = 1e-5,
-    interpolant: Interpolant | None = None,
     times: Tensor | Sequence[float] | None = None,
 ) -> Tensor:
     """Integrate from ``t0`` to ``t1`` with dopri5 (torchdiffeq), relative and absolute tolerance ``tol``.
@@ -32,7 +30,6 @@ def solve(
     Args:
         velocity: b_t(x), called as ``velocity(x, t, cond)`` with t of shape (B,).
         x: the state at ``t0``, (B, *D).
-        interpolant: the path of ``velocity``; the ODE is the same for every path.
         times: (K,) strictly monotonic, from ``t0`` on to at most ``t1``: where the state is wanted.
 
     Returns:

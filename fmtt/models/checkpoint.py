@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fmtt.errors import UserError
+from fmtt.errors import UserError, nearest
 from fmtt.flow.flow_map import NeuralFlowMap
-from fmtt.models.config import FORMAT, NETWORKS, build, check_config, nearest, read_config
+from fmtt.models.config import FORMAT, NETWORKS, build, check_config, read_config
 
 __all__ = ["NETWORKS", "load", "save", "shipped"]
 

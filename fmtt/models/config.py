@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 from collections.abc import Iterable, Mapping
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fmtt.errors import UserError
+from fmtt.errors import UserError, nearest
 from fmtt.flow.flow_map import PREDICTIONS, NeuralFlowMap
 from fmtt.flow.interpolant import INTERPOLANTS
 from fmtt.models.dit import DiT
@@ -36,12 +35,6 @@ KEYS: dict[str, type] = {
 """Every key of config.json with its type; all are required and no other is allowed."""
 
 _JSON_NAMES = {int: "an integer", str: "a string", dict: "an object", list: "a list", bool: "true or false"}
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint that names the entry of ``known`` most like ``word``, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any, get_type_hints
 
-from fmtt.errors import UserError
+from fmtt.errors import UserError, nearest
 from fmtt.rewards.clock_reward import ClockReward
 from fmtt.types import Reward
 
@@ -23,7 +22,7 @@ def build(spec: str) -> Reward:
     """
     name, _, rest = spec.partition(":")
     if name not in REWARDS:
-        raise UserError(f"reward {name!r} is unknown{_nearest(name, REWARDS)}; rewards: {', '.join(REWARDS)}")
+        raise UserError(f"reward {name!r} is unknown; rewards: {', '.join(REWARDS)}{nearest(name, REWARDS)}")
     maker = REWARDS[name]
     types = get_type_hints(maker.__init__ if inspect.isclass(maker) else maker)
     keys = [key for key in inspect.signature(maker).parameters if key in types]
@@ -34,7 +33,7 @@ def build(spec: str) -> Reward:
             raise UserError(f"reward {spec!r}: {item!r} is not key=value; write {name}:key=value,...")
         if key not in keys:
             raise UserError(
-                f"reward {name!r} has no key {key!r}{_nearest(key, keys)}; keys: {', '.join(keys)}"
+                f"reward {name!r} has no key {key!r}; keys: {', '.join(keys)}{nearest(key, keys)}"
             )
         if key in values:
             raise UserError(f"reward {spec!r}: key {key!r} is given twice; keep one")
@@ -43,11 +42,6 @@ def build(spec: str) -> Reward:
         return maker(**values)
     except (TypeError, ValueError) as error:
         raise UserError(f"reward {spec!r}: {error}") from error
-
-
-def _nearest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f", did you mean {close[0]!r}" if close else ""
 
 
 def _convert(what: str, text: str, kind: Any) -> Any:

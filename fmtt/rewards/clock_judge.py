@@ -68,6 +68,13 @@ def _colour_error(colour: Tensor, low: tuple[float, ...], high: tuple[float, ...
     return (colour - start - shade[:, None] * along).norm(dim=1)
 
 
+def captions(images: Tensor) -> list[str]:
+    """The time read from each image (B, 3, H, W), written ``h:mm``; ``?`` where it is no clock."""
+    reading = read(images)
+    pairs = zip(reading.time.tolist(), reading.readable.tolist(), strict=True)
+    return [clock.format_time(time) if readable else "?" for time, readable in pairs]
+
+
 def hits(images: Tensor, target: str, tolerance_minutes: float) -> Tensor:
     """Whether each image (B, 3, H, W) is a readable clock within the tolerance of ``target``, (B,) bool."""
     reading = read(images)

@@ -90,6 +90,13 @@ class TiltResult:
         """Rewards of :attr:`best`, (P,)."""
         return self.rewards[_best_rows(self.rewards, self.num_populations)]
 
+    @property
+    def pooled_log_weights(self) -> Tensor:
+        """Log-weights (P*N,) of independent runs of one problem taken together, each weighted by its Z."""
+        table = self.log_weights.reshape(self.num_populations, -1)
+        log_z = self.log_z.reshape(self.num_populations)
+        return (table + (log_z - smc.log_mean_exp(table))[:, None]).reshape(-1)
+
     def expect(self, f: Callable[[Tensor], Tensor], *, pool: bool = False) -> Expectation:
         """Estimate E[f(x)] under the tilted law.
 
@@ -110,9 +117,8 @@ class TiltResult:
         eve = self.eve.reshape(P, -1)
         N = eve.shape[1]
         if pool:
-            log_weights = log_weights + (self.log_z.reshape(P) - smc.log_mean_exp(log_weights))[:, None]
             eve = eve + N * torch.arange(P, device=eve.device)[:, None]
-            phi, log_weights, eve = phi.flatten(0, 1)[None], log_weights.reshape(1, -1), eve.reshape(1, -1)
+            phi, log_weights, eve = values[None], self.pooled_log_weights[None], eve.reshape(1, -1)
         parts = [_expect_one(*row) for row in zip(phi, log_weights, eve, strict=True)]
         reason = next((p.reason for p in parts if p.reason), "")
         if len(parts) == 1:

@@ -23,7 +23,7 @@ def test_defaults_values_and_round_trip():
     [
         ("", "unknown; rewards: clock"),
         ("clok:time=3:47", "did you mean 'clock'"),
-        ("clock:tme=3:47", "no key 'tme', did you mean 'time'; keys: time, sharpness"),
+        ("clock:tme=3:47", "no key 'tme'; keys: time, sharpness; did you mean 'time'?"),
         ("clock:zzz=1", "keys: time, sharpness"),
         ("clock:time", "'time' is not key=value"),
         ("clock:time=3:47,", "is not key=value"),

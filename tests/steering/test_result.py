@@ -56,6 +56,8 @@ def test_pooling_weighs_populations_by_their_z() -> None:
     pooled, apart = result.expect(first, pool=True), result.expect(first)
     weights = torch.softmax(result.log_z, 0)
     torch.testing.assert_close(pooled.value, (weights * apart.value).sum())
+    p = torch.softmax(result.pooled_log_weights, 0)
+    torch.testing.assert_close((p * first(result.samples)).sum(), pooled.value)
     assert float(pooled.standard_error) == pytest.approx(float(apart.value.std()) / 50**0.5, rel=0.6)
 
 

@@ -123,6 +123,8 @@ BUILD_MISTAKES = [
     ("distill", ["student.init=scratch", "student.interpolant=trigonometric"], "the teacher's"),
     ("distill", ["objective.name=psd"], "times.diagonal must be positive for psd"),
     ("distill", ["times.distribution=normal"], "times.distribution: 'normal'"),
+    ("distill", ["times.distribution=noise"], "is not enough for lsd: use uniform"),
+    ("pretrain", ["times.distribution=noise"], "is not enough for flow_matching: use uniform"),
     ("distill", ["times.midpoint=center"], "times.midpoint: 'center'"),
     ("pretrain", ["student.network=unet"], "student.network: 'unet' is not one of"),
     ("pretrain", ["student.interpolant=liner"], "did you mean 'linear'"),

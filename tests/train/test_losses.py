@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from fmtt.models.mlp import MLP
 from fmtt.tensor import expand_like
 from train.losses import OBJECTIVES, Times
 from train.losses.base import sample_path
+from train.losses.trajectory import LEGS, heun
 
 TEACHER_VELOCITY = ("diagonal", "lsd", "lmd", "psd")
 
@@ -58,12 +60,87 @@ def test_zero_at_the_exact_flow_and_only_there(name, interpolant, generator):
     assert wrong.mean() > 1e-3 and (wrong > 1e-12).all()
 
 
-def test_trajectory_is_zero_up_to_its_solver(generator):
-    gaussian = exact(Linear())
+@pytest.mark.parametrize("interpolant", [Linear(), Trigonometric()], ids=["linear", "trigonometric"])
+def test_trajectory_is_zero_at_the_exact_flow_up_to_its_solver(interpolant, generator, monkeypatch):
+    """Heun's error falls by 4 when its steps are halved, so the squared loss falls by 16."""
+    gaussian = exact(interpolant)
     path, times = draw(gaussian, 500, generator)
-    loss = OBJECTIVES["trajectory"](gaussian, gaussian.velocity, path, times).per_sample
+    errors = []
+    for refinement in (1, 4, 8):
+        legs = tuple((refinement * steps, power) for steps, power in LEGS)
+        monkeypatch.setattr(import_module("train.losses.trajectory"), "LEGS", legs)
+        errors.append(OBJECTIVES["trajectory"](gaussian, gaussian.velocity, path, times).per_sample.mean())
+    assert errors[0] < 1e-3
+    assert 12 < errors[1] / errors[2] < 20
     wrong = OBJECTIVES["trajectory"](Wrong(gaussian), gaussian.velocity, path, times).per_sample
-    assert loss.mean() < 1e-3 and loss.mean() < 0.02 * wrong.mean()
+    assert (wrong > 1e-6).all() and wrong.mean() > 50 * errors[0]
+
+
+def test_trajectory_on_the_diagonal_is_the_teachers_velocity(generator):
+    """Where s = u = t the three short jumps ask for b_s itself, with no solver's error."""
+    gaussian = exact(Linear())
+    path, times = draw(gaussian, 50, generator)
+    states, asked = [], []
+
+    class Recorded:
+        """The exact map, which keeps what it was asked for."""
+
+        interpolant = gaussian.interpolant
+
+        def average_velocity(self, x, s, t, cond=None):
+            states.append(x)
+            asked.append((s, t))
+            return torch.where(expand_like(t == s, x), gaussian.velocity(x, s), torch.zeros_like(x))
+
+    times = Times(times.s, times.s, times.s)
+    loss = OBJECTIVES["trajectory"](Recorded(), gaussian.velocity, path, times).per_sample  # type: ignore
+    (s, t), (x,) = asked[0], states
+    assert (s.reshape(6, -1)[[0, 1, 3]] == t.reshape(6, -1)[[0, 1, 3]]).all()
+    steps, power = LEGS[2]
+    one = torch.ones_like(times.s)
+    end, _ = heun(gaussian.velocity, path.x_s, times.s, one, None, steps=steps, power=power)
+    torch.testing.assert_close(loss, 3 / 6 * (end - path.x_s).square().mean(1))
+    assert torch.equal(x[:50], path.x_s)
+
+
+def test_trajectory_does_not_use_the_teacher_at_time_one(generator):
+    gaussian = exact(Linear())
+    path, times = draw(gaussian, 20, generator)
+    times = Times(times.s, times.u, torch.where(torch.arange(20) < 10, 1.0, times.t))
+
+    def teacher(x, t, cond=None):
+        return torch.where(expand_like(t < 1, x), gaussian.velocity(x, t), 1e9)
+
+    class Student:
+        """The exact map, which knows its velocity where a jump has no length."""
+
+        interpolant = gaussian.interpolant
+
+        def average_velocity(self, x, s, t, cond=None):
+            gap = expand_like(t - s, x)
+            jump = (gaussian(x, s, t) - x) / gap.clamp_min(1e-9)
+            return torch.where(gap > 0, jump, gaussian.velocity(x, s))
+
+    loss = OBJECTIVES["trajectory"](Student(), teacher, path, times).per_sample  # type: ignore
+    assert loss.mean() < 0.05
+
+
+def test_trajectory_hands_every_jump_its_sample_condition(generator):
+    gaussian = exact(Linear())
+    path, times = draw(gaussian, 7, generator)
+    shift = torch.randn(7, 2, generator=generator, dtype=torch.float64)
+
+    def moved(x, t, cond):
+        return cond["shift"] + 0 * x
+
+    class Student:
+        interpolant = gaussian.interpolant
+
+        def average_velocity(self, x, s, t, cond=None):
+            return moved(x, t, cond)
+
+    loss = OBJECTIVES["trajectory"](Student(), moved, path, times, {"shift": shift}).per_sample  # type: ignore
+    assert loss.max() < 1e-20
 
 
 @pytest.mark.parametrize("interpolant", [Linear(), Trigonometric()], ids=["linear", "trigonometric"])
@@ -120,6 +197,8 @@ def definition(name: str, live: NeuralFlowMap, held: NeuralFlowMap, teacher, x: 
     elif name == "lmd":
         change = derivative(lambda t_: held.average_velocity(x, s, t_), t)
         target = teacher.velocity(landed, t) - long * change
+    elif name == "trajectory":
+        return trajectory_definition(live, teacher, x, times)
     else:
         first, second = expand_like(m - s, x), expand_like(t - m, x)
         middle = x + first * held.average_velocity(x, s, m)
@@ -129,9 +208,24 @@ def definition(name: str, live: NeuralFlowMap, held: NeuralFlowMap, teacher, x: 
     return (u - target).square().flatten(1).mean(1).mean()
 
 
+def trajectory_definition(student: NeuralFlowMap, teacher: NeuralFlowMap, x: Tensor, times: Times) -> Tensor:
+    """Jump by jump, on states that the objective's own solver gives."""
+    at, states = [*times, torch.ones_like(times.s)], [x]
+    for k, (steps, power) in enumerate(LEGS):
+        states.append(heun(teacher.velocity, states[-1], at[k], at[k + 1], None, steps=steps, power=power)[0])
+    total = torch.zeros(len(x), dtype=x.dtype)
+    for i in range(3):
+        for j in range(i + 1, 4):
+            a, b = at[i], at[j]
+            quotient = (states[j] - states[i]) / expand_like(b - a, x)
+            error = student.average_velocity(states[i], a, b) - quotient
+            total = total + (1 - a) ** 2 * error.square().flatten(1).mean(1) / 6
+    return total.mean()
+
+
 @pytest.mark.parametrize("prediction", ["velocity", "endpoint"])
 @pytest.mark.parametrize("kind", ["mlp", "dit"])
-@pytest.mark.parametrize("name", ["lsd", "lmd", "psd"])
+@pytest.mark.parametrize("name", ["lsd", "lmd", "psd", "trajectory"])
 @torch.no_grad()
 def test_gradient_of_the_stop_gradient_objective(name, kind, prediction, generator):
     student, held, teacher = (small_map(kind, seed, prediction) for seed in (1, 1, 2))

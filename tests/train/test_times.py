@@ -47,6 +47,12 @@ def test_logit_normal(generator):
     assert float(((t - s) / (1 - s)).mean()) == pytest.approx(0.5, abs=0.007)
 
 
+def test_noise_starts_at_zero(generator):
+    s, _, t = TimeSampler("noise").sample(N, generator)
+    assert (s == 0).all()
+    assert float(t.mean()) == pytest.approx(0.5, abs=4 * (1 / 12 / N) ** 0.5)
+
+
 def test_every_rank_and_step_has_its_own_stream_and_a_step_can_be_had_again(toy, monkeypatch):
     now = {"global_rank": 0, "global_step": 0}
     for name in now:

@@ -1,5 +1,1 @@
 """The clock, end to end."""
-
-from train.demo.demo import demo
-
-__all__ = ["demo"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,11 @@ import fmtt
 from data.write_shards import write_procedural
 from fmtt.errors import UserError
 from fmtt.evaluation.lookahead import lookahead_errors, reference, teacher_nfe_matched
-from fmtt.files import write_json
-from fmtt.flow.flow_map import NeuralFlowMap
+from fmtt.files import make_writable, write_json
 from fmtt.models.checkpoint import ASSETS
 from train.config import Config, load_config, to_yaml
 from train.demo import exact, hit_rate
-from train.demo.report import write_report
+from train.demo.report import Models, write_report
 from train.demo.stages import Stages, fingerprint
 from train.export import export_run
 from train.run import train
@@ -37,32 +37,36 @@ def demo(out: Path, *, fresh: bool = False) -> dict[str, Any]:
     Raises:
         UserError: when the shipped models are missing or ``out`` cannot be written.
     """
+    make_writable(out, "--out")
     for name in (TEACHER, SHIPPED):
         if not (ASSETS / name / "config.json").is_file():
             raise UserError(
                 f"the shipped model {name} is missing: run `make teacher` and `make map`, or check out again"
             )
-    if fresh and out.exists():
-        if any(out.iterdir()) and not (out / ".stages").is_dir():
-            raise UserError(f"{out} was not made by the demo: choose another --out")
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
+    if fresh:
+        _clear(out)
     stages = Stages(out)
     shards = fingerprint("clock", SHARD_SAMPLES, Path(data.procedural.__file__))
     stages.run("data", "1/6 training shards", shards, lambda: _write_data(out / "data"), resumable=True)
-    config = load_config(CONFIG, [f"run_dir={out / 'map'}", f"data.source={out / 'data'}"])
-    settings = _settings(config)
+    config = load_config(CONFIG)
+    settings = to_yaml(config)
+    config = replace(config, run_dir=str(out / "map"), data=replace(config.data, source=str(out / "data")))
     teacher_print = fingerprint(ASSETS / TEACHER)
     trained = fingerprint(shards, settings, teacher_print)
-    stages.run("map", "2/6 distilling the flow map", trained, lambda: _train(config), resumable=True)
-    stages.run("export", "3/6 export", trained, lambda: _export(out))
-    inputs = fingerprint(trained, fingerprint(ASSETS / SHIPPED), LOOKAHEAD_SAMPLES)
+    checkpoints = out / "map" / "checkpoints"
+    title, work = "2/6 distilling the flow map", lambda: _train(config)
+    stages.run("map", title, trained, work, resumable=True, product=checkpoints)
+    weights = fingerprint(checkpoints)
+    stages.run("export", "3/6 export", fingerprint(trained, weights), lambda: _export(out))
+    exported = fingerprint(out / "export")
+    inputs = fingerprint(exported, teacher_print, fingerprint(ASSETS / SHIPPED), LOOKAHEAD_SAMPLES)
     evaluated = stages.run("evaluate", "4/6 look-ahead accuracy", inputs, lambda: evaluate(out))
     code = [Path(hit_rate.__file__), Path(exact.__file__)]
-    inputs = fingerprint(trained, teacher_print, EXACT, *code)
+    inputs = fingerprint(exported, teacher_print, EXACT, *code)
     tilted = stages.run("tilt", "5/6 tilting to 3:47", inputs, lambda: tilt(out))
-    inputs = fingerprint(evaluated, tilted)
-    stages.run("report", "6/6 report", inputs, lambda: write_report(out, evaluated, tilted))
+    inputs = fingerprint(exported, evaluated, tilted)
+    page = out / "report.html"
+    stages.run("report", "6/6 report", inputs, lambda: _report(out, evaluated, tilted), product=page)
 
     summary = {
         **{key: {k: evaluated[key][k] for k in LOOKAHEAD_KEYS} for key in ("lookahead", "lookahead_shipped")},
@@ -70,13 +74,21 @@ def demo(out: Path, *, fresh: bool = False) -> dict[str, Any]:
         "seconds": stages.seconds,
     }
     write_json(out / "summary.json", summary)
-    print(f"report: {out / 'report.html'}\nnumbers: {out / 'summary.json'}")
+    print(f"report: {page}\nnumbers: {out / 'summary.json'}")
     return summary
 
 
-def _settings(config: Config) -> str:
-    """The configuration without the paths that do not change the result."""
-    return to_yaml(config).replace(str(Path(config.run_dir).parent), "")
+def _clear(out: Path) -> None:
+    """Delete what an earlier demo left in ``out``; the stamps, which show that it was a demo, come last."""
+    if not (out / ".stages").is_dir():
+        if any(out.iterdir()):
+            raise UserError(f"--out {out} was not made by the demo: choose another folder")
+        return
+    for path in sorted(out.iterdir(), key=lambda path: path.name == ".stages"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _write_data(folder: Path) -> dict[str, Any]:
@@ -94,9 +106,13 @@ def _export(out: Path) -> dict[str, Any]:
     return {}
 
 
-def models(out: Path) -> tuple[NeuralFlowMap, NeuralFlowMap, NeuralFlowMap]:
-    """(teacher, the map just distilled, the shipped map)."""
-    return fmtt.load(TEACHER), fmtt.load(out / "export"), fmtt.load(SHIPPED)
+def _report(out: Path, evaluated: dict[str, Any], tilted: dict[str, Any]) -> dict[str, Any]:
+    return {"pictures": write_report(out, models(out), evaluated, tilted)}
+
+
+def models(out: Path) -> Models:
+    """The teacher, the map just distilled and the shipped one."""
+    return Models(fmtt.load(TEACHER), fmtt.load(out / "export"), fmtt.load(SHIPPED))
 
 
 def evaluate(out: Path) -> dict[str, Any]:

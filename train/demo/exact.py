@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -21,16 +22,8 @@ SMOOTHING = 0.002
 """Share of the uniform law mixed into a target histogram that is itself a finite sample's."""
 
 
-def pooled_log_weights(result: TiltResult) -> Tensor:
-    """Log-weights (P*N,) in which each independent population counts by its Z."""
-    P = result.num_populations
-    log_weights = result.log_weights.reshape(P, -1)
-    mean = log_weights.logsumexp(1, keepdim=True)
-    return (log_weights - mean + result.log_z.reshape(P, 1)).flatten()
-
-
 def effective_size(result: TiltResult) -> float:
-    """How many independent draws would have the histogram's variance, from the genealogy."""
+    """How many independent draws would have the histogram's variance, from the genealogy; at least 1."""
 
     def one_hot(x: Tensor) -> Tensor:
         reading = clock_judge.read(x)
@@ -41,7 +34,8 @@ def effective_size(result: TiltResult) -> float:
 
     expected = result.expect(one_hot, pool=True)
     p, error = expected.value, expected.standard_error
-    return float((p * (1 - p)).sum() / error.square().sum())
+    size = float((p * (1 - p)).sum() / error.square().sum())
+    return size if 1 <= size < math.inf else 1.0  # not a number where one family is left
 
 
 def check_exactness(
@@ -90,7 +84,7 @@ def check_exactness(
         generator=generator,
     )
     base_log_weights = base.rewards.double()
-    tilted = exactness.clock_histogram(result.samples, pooled_log_weights(result))
+    tilted = exactness.clock_histogram(result.samples, result.pooled_log_weights)
     law = exactness.clock_histogram(base.samples, base_log_weights)
     prior = exactness.clock_histogram(base.samples)
     closed = exactness.clock_density_histogram(*tilted_time_density(reward))
@@ -98,7 +92,7 @@ def check_exactness(
     floor = exactness.noise_floor(
         law.probabilities, size, reference_size=base_size, smoothing=SMOOTHING, generator=generator
     )
-    log_z = float(result.log_z.logsumexp(0) - torch.tensor(float(num_populations)).log())
+    log_z = float(result.log_z.logsumexp(0)) - math.log(num_populations)
     return {
         "kl_to_base_law": float(exactness.kl(tilted.probabilities, law.probabilities, smoothing=SMOOTHING)),
         "kl_to_closed_form": float(exactness.kl(tilted.probabilities, closed)),
@@ -114,7 +108,7 @@ def check_exactness(
         "base_effective_size": base_size,
         "readable": {"tilted": tilted.readable, "base": prior.readable},
         "log_z": log_z,
-        "log_z_base": float(base_log_weights.logsumexp(0) - torch.tensor(float(base_samples)).log()),
+        "log_z_base": float(base_log_weights.logsumexp(0)) - math.log(base_samples),
         "base_law": result.base_law,
         "histograms": {
             "prior": prior.probabilities.tolist(),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from fmtt.baselines.best_of_n import best_of_n
 from fmtt.evaluation import figures, pictures, style
 from fmtt.evaluation.lookahead import LookaheadErrors, Trajectory, reference
 from fmtt.evaluation.report import Report
+from fmtt.files import atomic_write
 from fmtt.flow.flow_map import NeuralFlowMap
 from fmtt.rewards import clock, clock_judge
 from fmtt.rewards.clock_reward import ClockReward
@@ -23,11 +23,12 @@ VALUES = (-0.5, 0.5)
 PICTURED = 8
 
 
-def read_times(images: Tensor) -> list[str]:
-    """The judge's reading of each image (B, 3, H, W); ``?`` where it is no clock."""
-    reading = clock_judge.read(images)
-    pairs = zip(reading.time.tolist(), reading.readable.tolist(), strict=True)
-    return [clock.format_time(time) if readable else "?" for time, readable in pairs]
+class Models(NamedTuple):
+    """The flow maps of a demo."""
+
+    teacher: NeuralFlowMap
+    distilled: NeuralFlowMap
+    shipped: NeuralFlowMap
 
 
 def tilt_pictures(flow_map: NeuralFlowMap, teacher: NeuralFlowMap) -> tuple[Tensor, Tensor]:
@@ -69,21 +70,18 @@ def sample_rows(flow_map: NeuralFlowMap, teacher: NeuralFlowMap, trajectory: Tra
 
 
 @torch.no_grad()
-def write_report(out: Path, evaluated: dict[str, Any], tilted: dict[str, Any]) -> dict[str, Any]:
-    """Write ``out/report.html`` and the pictures under ``out/report``."""
-    teacher, distilled, shipped = (
-        fmtt.load("clock-teacher"),
-        fmtt.load(out / "export"),
-        fmtt.load("clock-map"),
-    )
+def write_report(out: Path, models: Models, evaluated: dict[str, Any], tilted: dict[str, Any]) -> list[str]:
+    """Write ``out/report.html`` and the pictures under ``out/report``; returns their names."""
+    teacher, distilled, shipped = models
     generator = torch.Generator().manual_seed(1)
     trajectory = reference(teacher.velocity, PICTURED, teacher.data_shape, tol=1e-5, generator=generator)
-    folder = out / "report"
+    folder, written = out / "report", []
 
     def picture(name: str, figure: Any) -> bytes:
         png = style.png(figure)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.png").write_bytes(png)
+        with atomic_write(folder / f"{name}.png") as temporary:
+            temporary.write_bytes(png)
+        written.append(f"{name}.png")
         return png
 
     report = Report(
@@ -111,7 +109,7 @@ def write_report(out: Path, evaluated: dict[str, Any], tilted: dict[str, Any]) -
 
     _tilt(report, picture, distilled, teacher, tilted)
     report.write(out / "report.html")
-    return {"pictures": sorted(p.name for p in folder.glob("*.png"))}
+    return written
 
 
 def _accuracy(report: Report, picture: Any, key: str, title: str, measured: dict[str, Any]) -> None:
@@ -139,7 +137,7 @@ def _tilt(
     )
     before, after = tilt_pictures(flow_map, teacher)
     groups = {"before": before, f"after: tilted to {summary['target']}": after}
-    captions = {name: read_times(images) for name, images in groups.items()}
+    captions = {name: clock_judge.captions(images) for name, images in groups.items()}
     report.figure(picture("particles", pictures.particle_grids(groups, captions, columns=4, values=VALUES)))
     figure = figures.hit_rate_curves(summary["budgets"], summary["hit_rate"], hit_rate.RUNS)
     report.figure(picture("hit_rate", figure))
@@ -166,6 +164,6 @@ def _tilt(
     figure = figures.histogram_bars(checked["histograms"], edges, xlabel="time read by the judge")
     report.figure(picture("times", figure))
     report.figure(picture("tilt_curves", figures.tilt_curves({"FMTT, path weights": checked["history"]})))
-    shown = {k: v for k, v in checked.items() if not isinstance(v, dict | list)}
-    report.numbers(shown)
-    report.text(json.dumps({"share of readable clocks (by weight)": checked["readable"]}))
+    shown = {k.replace("_", " "): v for k, v in checked.items() if not isinstance(v, dict | list)}
+    readable = {f"share of readable clocks, {name}": share for name, share in checked["readable"].items()}
+    report.numbers(shown | readable)

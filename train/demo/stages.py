@@ -46,19 +46,21 @@ class Stages:
         work: Callable[[], dict[str, Any]],
         *,
         resumable: bool = False,
+        product: Path | None = None,
     ) -> dict[str, Any]:
         """Do ``work``, which writes ``root/name``, unless it is done for the same ``inputs``.
 
         Args:
             inputs: a :func:`fingerprint` of everything the result depends on.
             resumable: whether what an interrupted run left is kept for ``work`` to continue.
+            product: what must be there for the stage to count as done; its folder if omitted.
 
         Returns:
             What ``work`` returned (JSON values), also when it was done earlier.
         """
         folder, stamp_path = self.root / name, self.root / ".stages" / f"{name}.json"
         stamp = _read(stamp_path)
-        done = "result" in stamp and folder.exists()
+        done = "result" in stamp and (product or folder).exists()
         if done and stamp.get("inputs") == inputs:
             print(f"{title}: done earlier ({stamp['seconds']:.0f} s)", flush=True)
             self.seconds[name] = stamp["seconds"]
@@ -67,6 +69,7 @@ class Stages:
         if resumable and not done and stamp.get("inputs") == inputs:
             spent = stamp.get("seconds", 0.0)
         elif folder.is_dir():
+            stamp_path.unlink(missing_ok=True)  # first: a folder that is half deleted must not count as done
             shutil.rmtree(folder)
         write_json(stamp_path, {"inputs": inputs, "seconds": spent})
         folder.mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,10 @@ from fmtt.types import Cond, FlowMap, VelocityField
 from train.losses.base import LossOutput, PathSample, Times, mean_square
 
 LEGS = ((3, 1.0), (3, 1.0), (5, 2.0))
-"""Heun steps of s -> u -> t -> 1, and how much they shorten towards a leg's end: near t = 1 the velocity
-changes fastest. On the clock the last state is then off by 0.006 root mean square."""
+"""Heun steps of s -> u -> t -> 1, and the power by which they shorten towards a leg's end: near t = 1 the
+velocity changes fastest. On the clock the last state is then off by 0.006 root mean square."""
+SHORTEST = 1e-3
+"""Jumps shorter than this are given the velocity itself: their difference quotient would be rounding."""
 
 
 def heun(
@@ -25,18 +27,22 @@ def heun(
     cond: Cond | None,
     *,
     steps: int,
-    bend: float,
+    power: float,
 ) -> tuple[Tensor, Tensor]:
-    """(state at ``end``, velocity at ``start``) of the teacher's ODE, both (B, *D); times (B,)."""
-    grid = [end - (end - start) * (1 - k / steps) ** bend for k in range(steps + 1)]
+    """(state at ``end``, velocity at ``start``) of the teacher's ODE, both (B, *D); times (B,).
+
+    A step that ends at t = 1 is an Euler step: there the velocity is not known.
+    """
+    grid = [end - (end - start) * (1 - k / steps) ** power for k in range(steps + 1)]
     first = velocity = teacher(x, start, cond)
     for k, (a, b) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
         velocity = first if k == 0 else teacher(x, a, cond)
         h = expand_like(b - a, x)
-        guess = x + h * velocity
-        # The velocity is not asked for at t = 1, where it is singular.
-        last = k + 1 == steps and bend != 1
-        x = guess if last else x + h / 2 * (velocity + teacher(guess, b, cond))
+        guess, inside = x + h * velocity, b < 1
+        if bool(inside.any()):
+            corrected = x + h / 2 * (velocity + teacher(guess, b, cond))
+            guess = torch.where(expand_like(inside, x), corrected, guess)
+        x = guess
     return x, first
 
 
@@ -53,8 +59,8 @@ def trajectory(
     at = [*times, torch.ones_like(times.s)]
     velocity = []
     with torch.no_grad():
-        for k, (steps, bend) in enumerate(LEGS):
-            state, b = heun(teacher, x[-1], at[k], at[k + 1], cond, steps=steps, bend=bend)
+        for k, (steps, power) in enumerate(LEGS):
+            state, b = heun(teacher, x[-1], at[k], at[k + 1], cond, steps=steps, power=power)
             x.append(state)
             velocity.append(b)
     jumps = list(combinations(range(4), 2))
@@ -62,7 +68,7 @@ def trajectory(
     ends, b = (torch.cat([values[j] for _, j in jumps]) for values in (x, at))
     gap = expand_like(b - a, starts)
     tangents = torch.cat([velocity[i] for i, _ in jumps])
-    target = torch.where(gap > 1e-3, (ends - starts) / gap.clamp_min(1e-3), tangents)
+    target = torch.where(gap > SHORTEST, (ends - starts) / gap.clamp_min(SHORTEST), tangents)
     repeated = None if cond is None else {k: torch.cat([v] * len(jumps)) for k, v in cond.items()}
     u, _ = average_velocity(student, starts, a, b, repeated)
     per_jump = (1 - a).square() * mean_square(u - target)

@@ -84,6 +84,21 @@ def test_an_interrupted_demo_continues_where_it_was(small: Path, monkeypatch: py
     assert (small / "export" / "model.safetensors").read_bytes() == weights
 
 
+def test_fresh_deletes_what_an_earlier_demo_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (".stages", "map"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("old")
+    (tmp_path / "report.html").write_text("old")
+    program._clear(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_that_cannot_be_written_is_one_clear_line(small: Path) -> None:
+    small.write_text("a file")
+    with pytest.raises(UserError, match=r"cannot write to --out .*out: File exists; choose another folder"):
+        program.demo(small)
+
+
 def test_a_folder_that_the_demo_did_not_make_is_not_deleted(small: Path) -> None:
     small.mkdir()
     (small / "thesis.tex").write_text("years of work")

@@ -70,6 +70,34 @@ def test_a_stage_whose_folder_was_deleted_or_whose_stamp_is_damaged_is_redone(tm
     assert len(calls) == 3
 
 
+def test_a_stage_whose_product_was_deleted_is_redone(tmp_path: Path) -> None:
+    product = tmp_path / "page.html"
+
+    def work() -> dict[str, Any]:
+        product.write_text("page")
+        return {}
+
+    Stages(tmp_path).run("a", "title", "one", work, product=product)
+    product.unlink()
+    Stages(tmp_path).run("a", "title", "one", work, product=product)
+    assert product.is_file()
+
+
+def test_a_folder_that_is_half_deleted_does_not_count_as_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Stages(tmp_path).run("a", "title", "one", lambda: {"n": 1})
+
+    def interrupted(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("train.demo.stages.shutil.rmtree", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            Stages(tmp_path).run("a", "title", "two", dict)
+    assert Stages(tmp_path).run("a", "title", "one", lambda: {"n": 2}) == {"n": 2}
+
+
 def test_fingerprints_follow_settings_and_file_contents(tmp_path: Path) -> None:
     file = tmp_path / "f"
     file.write_text("1")
