@@ -89,11 +89,12 @@ def search(setting: Setting, lookahead: str, budget: int) -> SearchResult:
 def tilt(setting: Setting, lookahead: str, budget: int) -> TiltResult:
     """FMTT with path weights and resampling; steps and particles both grow as the budget's root."""
     steps = 2 * selections(budget)
-    # A step looks ahead with a gradient (3 passes); the denoiser's is the velocity's own network call.
+    # A step looks ahead with a gradient (3 passes; the denoiser's is the velocity's own network call), but
+    # the first, where the tilt has no strength, and the last, which draws no noise, do without it.
     return fmtt.tilt(
         setting.flow_map,
         ClockReward(TARGET, SHARPNESS),
-        num_particles=max(2, budget // (3 * steps)),
+        num_particles=budget // (3 * steps - 4),
         num_steps=steps,
         lookahead=lookahead,
         weights="path",
