@@ -21,6 +21,8 @@ from train.demo import hit_rate
 
 VALUES = (-0.5, 0.5)
 PICTURED = 8
+TILT_PARTICLES = 256
+"""Enough for the weighted particles to settle on the target."""
 
 
 class Models(NamedTuple):
@@ -47,7 +49,8 @@ def tilt_pictures(flow_map: NeuralFlowMap, teacher: NeuralFlowMap) -> tuple[Tens
     after = fmtt.tilt(
         flow_map,
         reward,
-        num_particles=2 * PICTURED,
+        num_particles=TILT_PARTICLES,
+        chunk_size=hit_rate.CHUNK,
         num_steps=hit_rate.BASE_STEPS,
         weights="path",
         velocity=teacher.velocity,

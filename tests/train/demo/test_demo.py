@@ -38,6 +38,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(hit_rate, "BUDGETS", (100, 150))
     monkeypatch.setattr(hit_rate, "BASE_STEPS", 10)
     monkeypatch.setattr(reports, "PICTURED", 2)
+    monkeypatch.setattr(reports, "TILT_PARTICLES", 4)
     return tmp_path / "out"
 
 
