@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
+
+from train.muon import Muon
 
 
 class MuonWithAdamW(Optimizer):
     """Two optimizers that step together, so that schedulers and checkpoints see one.
 
-    Muon (torch.optim.Muon; arXiv 2502.16982 for the scale of its step) takes hidden matrices;
-    AdamW takes embeddings, modulation, outputs and vectors.
+    Muon takes hidden matrices; AdamW takes embeddings, modulation, outputs and vectors.
 
     Args:
         matrices, others: the two groups of parameters.
@@ -34,9 +35,7 @@ class MuonWithAdamW(Optimizer):
     ) -> None:
         self.parts: list[Optimizer] = []
         if matrices:
-            self.parts.append(
-                Muon(matrices, lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-            )
+            self.parts.append(Muon(matrices, lr=muon_lr, weight_decay=weight_decay))
         if others:
             self.parts.append(AdamW(others, lr=lr, betas=betas, weight_decay=weight_decay))
         super().__init__([*matrices, *others], {"lr": lr})
