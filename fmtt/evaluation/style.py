@@ -24,6 +24,18 @@ COLOURS = {
     "best_of_n_few_step": "#6a994e",
     "fmtt_denoiser": "#c8553d",
     "fmtt_flow_map": "#1c4f82",
+    "fmtt_search": "#1c4f82",
+    "fmtt_tilt": "#4a90c4",
+    "fmtt_search_denoiser": "#c8553d",
+    "fmtt_tilt_denoiser": "#e39a87",
+    "multi_round": "#2f6b3a",
+    "reno": "#7b5ea7",
+    "denoiser_guidance": "#d1a039",
+    "fk_difference": "#2a9d8f",
+    "fk_max": "#76c7bd",
+    "fk_sum": "#14574f",
+    "das": "#555555",
+    "fmrg": "#a23b72",
 }
 LABELS = {
     "none": "none ($x_t$ itself)",
@@ -36,6 +48,18 @@ LABELS = {
     "best_of_n_few_step": "best of N, few-step map",
     "fmtt_denoiser": "FMTT, denoiser look-ahead",
     "fmtt_flow_map": "FMTT, flow-map look-ahead",
+    "fmtt_search": "FMTT search, map",
+    "fmtt_tilt": "FMTT tilt, map",
+    "fmtt_search_denoiser": "FMTT search, denoiser",
+    "fmtt_tilt_denoiser": "FMTT tilt, denoiser",
+    "multi_round": "multi-round best of N",
+    "reno": "ReNO",
+    "denoiser_guidance": "DPS-type guidance",
+    "fk_difference": "FK steering, difference",
+    "fk_max": "FK steering, max",
+    "fk_sum": "FK steering, sum",
+    "das": "DAS-type tempered SMC",
+    "fmrg": "FMRG-type guidance",
 }
 OTHER_COLOURS = ("#7b5ea7", "#2a9d8f", "#d1a039", "#a23b72", "#555555")
 

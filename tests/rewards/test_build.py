@@ -1,12 +1,51 @@
-"""Rewards by name."""
+"""Rewards by name: values, sums, quotes, what a caller offers, and one line for every mistake."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
+import torch
+from torch import Tensor
 
 from fmtt.errors import UserError
-from fmtt.rewards import REWARDS, build
+from fmtt.rewards import REWARDS, Composite, build, parse
 from fmtt.rewards.clock_reward import ClockReward
+from fmtt.rewards.symmetry import Symmetry
+
+
+class Toy:
+    """Keeps what it is given."""
+
+    def __init__(
+        self,
+        steps: int = 1,
+        fast: bool = False,
+        mode: Literal["sum", "mean"] = "sum",
+        question: str = "",
+        texts: tuple[str, ...] = (),
+        numbers: tuple[float, ...] = (),
+        pair: tuple[int, int] | None = None,
+        mask: str | Tensor | None = None,
+        size: float | Literal["auto"] = "auto",
+        value_range: tuple[float, float] = (-1.0, 1.0),
+    ) -> None:
+        self.given = {key: value for key, value in locals().items() if key != "self"}
+
+    def __call__(self, x1, cond=None):
+        return x1.flatten(1).sum(1)
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(REWARDS, "toy", Toy)
+
+    def given(spec: str, **context):
+        reward = build(spec, **context)
+        assert isinstance(reward, Toy)
+        return reward.given
+
+    return given
 
 
 def test_defaults_values_and_round_trip():
@@ -18,12 +57,63 @@ def test_defaults_values_and_round_trip():
     assert repr(build("clock: sharpness = 2.5 , time = 10:10")) == repr(reward)
 
 
+def test_a_sum_and_a_weight_make_a_composite():
+    reward = build("clock:time=3:47 + 0.5*symmetry + 1e-2*rotation:degrees=90")
+    assert isinstance(reward, Composite)
+    assert reward.weights == {"clock:time=3:47": 1.0, "symmetry": 0.5, "rotation:degrees=90": 0.01}
+    assert isinstance(build("2*clock"), Composite)
+    assert isinstance(build("1*clock"), ClockReward)
+
+
+def test_values_are_converted_as_annotated(toy):
+    assert toy("toy:steps=3,fast=True,mode=mean,size=2") | {} == toy(
+        "toy: size = 2.0, mode = mean, fast = true, steps = 3"
+    )
+    given = toy("toy:texts=a: b|c,numbers=1:-2.5,pair=3:4,mask=dir/file.png,size=auto")
+    assert (given["texts"], given["numbers"], given["pair"]) == (("a: b", "c"), (1.0, -2.5), (3, 4))
+    assert (given["mask"], given["size"], toy("toy:size=2")["size"]) == ("dir/file.png", "auto", 2.0)
+    assert toy("toy:pair=none")["pair"] is None
+
+
+def test_a_quoted_value_may_hold_separators(toy):
+    question = "Is it 3:47, or 2 + 2 = 4*1?"
+    assert toy(f'toy:question="{question}",steps=2')["question"] == question
+    reward = build(f'clock + 2*toy:question="{question}"')
+    assert isinstance(reward, Composite) and list(reward.weights.values()) == [1.0, 2.0]
+
+
+def test_a_caller_offers_what_a_specification_does_not_set(toy):
+    assert toy("toy", value_range=(-0.5, 0.5), device="cpu")["value_range"] == (-0.5, 0.5)
+    assert toy("toy:value_range=0:1", value_range=(-0.5, 0.5))["value_range"] == (0.0, 1.0)
+    symmetry = build("symmetry", value_range=(0, 255))
+    assert isinstance(symmetry, Symmetry) and symmetry.value_range == (0, 255)
+    build("clock", value_range=(0, 1))  # which has no such argument
+
+
+def test_parsing_builds_nothing(monkeypatch: pytest.MonkeyPatch):
+    def maker(path: str):
+        raise AssertionError("built")
+
+    monkeypatch.setitem(REWARDS, "heavy", maker)
+    (term,) = parse("heavy:path=x")
+    assert term.values == {"path": "x"} and term.weight == 1
+
+
+def test_a_function_may_make_a_reward(monkeypatch: pytest.MonkeyPatch):
+    def maker(steps: int = 1, fast: bool = False):
+        return lambda x1, cond=None: x1.flatten(1).sum(1) * steps * fast
+
+    monkeypatch.setitem(REWARDS, "made", maker)
+    assert build("made:steps=3,fast=true")(torch.ones(2, 2), None).tolist() == [6, 6]
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
         ("", "unknown; rewards: clock"),
         ("clok:time=3:47", "did you mean 'clock'"),
-        ("clock:tme=3:47", "no key 'tme'; keys: time, sharpness; did you mean 'time'?"),
+        ("clock:tme=3:47", "no key 'tme'; keys: time, sharpness"),
+        ("clock:tme=3:47", "did you mean 'time'?"),
         ("clock:zzz=1", "keys: time, sharpness"),
         ("clock:time", "'time' is not key=value"),
         ("clock:time=3:47,", "is not key=value"),
@@ -31,21 +121,29 @@ def test_defaults_values_and_round_trip():
         ("clock:sharpness=high", "sharpness must be a number, got 'high'"),
         ("clock:sharpness=0", "sharpness must be positive"),
         ("clock:sharpness=1,sharpness=2", "given twice"),
+        ("clock + clock", "'clock' is given twice; add the weights"),
+        ("clock + ", "reward '' is unknown"),
+        ("clock + clok", "did you mean 'clock'"),
+        ("half*clock", "the weight of a reward must be a number, got 'half'"),
+        ("clock+0.5*symmetry", "with spaces around the plus sign"),
+        ("0*clock", "finite and not 0"),
+        ("nan*clock", "finite and not 0"),
+        ('toy:question="open', "a double quote is not closed"),
+        ("toy:question=red, or blue", "put a value that holds a comma in double quotes"),
+        ("toy:steps=1.5", "must be a whole number, got '1.5'"),
+        ("toy:fast=1", "must be true or false, got '1'"),
+        ("toy:mode=summ", "must be one of sum, mean, got 'summ'; did you mean 'sum'?"),
+        ("toy:pair=1:2:3", "must be 2 numbers separated by :, got '1:2:3'"),
+        ("toy:pair=1:x", "pair must be a whole number, got 'x'"),
+        ("toy:size=big", "must be a number or auto, got 'big'"),
+        ("symmetry:axis=diagonal", "axis must be one of vertical, horizontal"),
+        ("symmetry:value_range=1:0", "low < high, got 1:0"),
+        ("colour", "reward 'colour' needs rgb=...; keys: rgb, strength"),
+        ("blur", "needs measurement=..."),
     ],
 )
-def test_a_wrong_specification_is_one_clear_line(spec: str, message: str):
+def test_a_wrong_specification_is_one_clear_line(spec: str, message: str, toy):
     with pytest.raises(UserError) as caught:
         build(spec)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_values_are_converted_as_annotated(monkeypatch: pytest.MonkeyPatch):
-    def maker(steps: int = 1, fast: bool = False):
-        return lambda x1, cond=None: x1.flatten(1).sum(1) * steps * fast
-
-    monkeypatch.setitem(REWARDS, "toy", maker)
-    build("toy:steps=3,fast=True")
-    for spec, message in (("toy:steps=1.5", "a whole number"), ("toy:fast=1", "true or false")):
-        with pytest.raises(UserError, match=message):
-            build(spec)

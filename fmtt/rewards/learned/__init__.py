@@ -1,0 +1,1 @@
+"""Rewards that pretrained networks give, loaded through transformers where they are made."""

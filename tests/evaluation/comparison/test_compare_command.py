@@ -1,0 +1,124 @@
+"""``fmtt compare`` on a tiny random-weight export: what it writes, how it continues, what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from fmtt.__main__ import main
+from fmtt.evaluation.comparison import cells
+from fmtt.flow.flow_map import NeuralFlowMap
+from fmtt.flow.interpolant import Linear
+from fmtt.models import checkpoint
+
+METHODS = "best_of_n_few_step,fmtt_search"
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    args = {"patch": 8, "dim": 16, "depth": 1, "heads": 2}
+    network = checkpoint.NETWORKS["dit"]((3, 16, 16), **args)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    flow_map = NeuralFlowMap(network, Linear(), (3, 16, 16))
+    folder = tmp_path_factory.mktemp("export") / "tiny"
+    checkpoint.save(
+        flow_map, folder, network="dit", network_args=args, trained={"steps": 0}, metrics={}, card="# Tiny"
+    )
+    return str(folder)
+
+
+def compare(export: str, out: Path, *more: str) -> int:
+    given = ["compare", export, "--reward", "clock:time=3:47,sharpness=4", "--runs", "3", "--out", str(out)]
+    return main([*given, "--methods", METHODS, "--budgets", "48,96", *more])
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((out / "comparison.csv").read_text().splitlines()))
+
+
+def test_it_writes_numbers_figures_and_a_page(export, tmp_path, capsys):
+    assert compare(export, tmp_path) == 0
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {
+        "cells",
+        "comparison.csv",
+        "comparison.json",
+        "pareto.png",
+        "report.html",
+        "samples.png",
+        "summary.json",
+    }
+    table = rows(tmp_path)
+    assert [(r["method"], float(r["amount"])) for r in table] == [
+        (method, budget) for budget in (48, 96) for method in METHODS.split(",")
+    ]
+    assert all(float(r["passes"]) <= float(r["amount"]) for r in table)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["judge"] == "hit rate by the judge" and len(summary["rows"]) == 4
+    assert "* top" in capsys.readouterr().out
+
+
+def test_it_continues_where_it_stopped(export, tmp_path, monkeypatch):
+    real, ran = cells.run, []
+
+    def stops(setting, cell):
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+        ran.append(cell.name)
+        return real(setting, cell)
+
+    monkeypatch.setattr(cells, "run", stops)
+    assert compare(export, tmp_path / "a") == 1
+    monkeypatch.setattr(cells, "run", lambda setting, cell: (ran.append(cell.name), real(setting, cell))[1])
+    assert compare(export, tmp_path / "a") == 0
+    assert len(ran) == len(set(ran)) == 4
+    assert compare(export, tmp_path / "b") == 0
+    times = ("seconds",)
+    for one, other in zip(rows(tmp_path / "a"), rows(tmp_path / "b"), strict=True):
+        assert {k: v for k, v in one.items() if k not in times} == {
+            k: v for k, v in other.items() if k not in times
+        }
+
+
+def test_a_folder_holds_one_comparison(export, tmp_path, capsys):
+    assert compare(export, tmp_path) == 0
+    assert compare(export, tmp_path, "--seed", "1") == 2
+    assert "holds a comparison with seed=0, this one has 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--methods", "best_of_k"], "did you mean .best_of_n.?"),
+        (["--budgets", "64,none"], "is not a number"),
+        (["--budgets", "1"], "too small for every method"),
+        (["--unit", "passses"], "did you mean .passes.?"),
+    ],
+)
+def test_mistakes_are_one_line(export, tmp_path, capsys, more, message):
+    assert compare(export, tmp_path, *more) == 2
+    said = capsys.readouterr().err
+    assert re.search(message, said) and said.count("\n") == 1
+
+
+def test_budgets_of_reward_calls_are_kept(export, tmp_path):
+    assert compare(export, tmp_path, "--unit", "reward_calls", "--budgets", "12") == 0
+    assert all(6 <= float(r["reward_calls"]) <= 12 for r in rows(tmp_path))
+
+
+@pytest.mark.slow
+def test_processes_change_nothing_but_the_time(export, tmp_path):
+    assert compare(export, tmp_path / "one") == 0
+    assert compare(export, tmp_path / "two", "--processes", "2") == 0
+    for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        assert one["method"] == two["method"]
+        # The last bits of a matrix product depend on the number of threads, which workers share.
+        for name in ("amount", "reward", "judge", "restoration", "diversity", "passes"):
+            assert float(one[name]) == pytest.approx(float(two[name]), rel=1e-4)
