@@ -14,7 +14,7 @@ from fmtt.cli.progress import track
 from fmtt.cli.steering import check_reward
 from fmtt.evaluation import ascent, lookahead
 from fmtt.evaluation.report import Report
-from fmtt.rewards import build
+from fmtt.rewards import build, parse
 from fmtt.steering.lookahead import FlowMapLookahead
 from fmtt.types import Reward, VelocityField
 
@@ -28,8 +28,10 @@ def run(args: Namespace) -> None:
     need_extra("torchdiffeq", "matplotlib", "jinja2")
     from fmtt.evaluation import figures
 
-    reward = build(args.reward) if args.reward else None
+    if args.reward:
+        parse(args.reward)  # a misspelt reward is found before the model is loaded
     model = Model(args)
+    reward = build(args.reward, **model.context) if args.reward else None
     if reward is not None:
         check_reward(reward, model, args.reward)
     field = model.teacher(args.teacher) if args.teacher else model.map

@@ -27,6 +27,11 @@ class Model:
         self.seed = args.seed
 
     @property
+    def context(self) -> dict[str, Any]:
+        """What rewards built for this model's samples are told, where they ask for it."""
+        return {"value_range": self.values, "device": str(self.device)}
+
+    @property
     def dtype(self) -> torch.dtype:
         return next(self.map.parameters()).dtype
 
@@ -34,7 +39,7 @@ class Model:
         """A generator of the command's seed; streams differ."""
         return torch.Generator(self.device).manual_seed(self.seed + stream * 1_000_003)
 
-    def teacher(self, export: str) -> NeuralFlowMap:
+    def teacher(self, export: str, option: str = "--teacher") -> NeuralFlowMap:
         """Another export on the same data and path.
 
         Raises:
@@ -46,7 +51,7 @@ class Model:
             ("interpolant", self.map.interpolant.name, other.interpolant.name),
         ):
             if mine != theirs:
-                raise UserError(f"--teacher {export} has {what} {theirs}, the export has {mine}")
+                raise UserError(f"{option} {export} has {what} {theirs}, the export has {mine}")
         return other
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fmtt.rewards.description import score
 from fmtt.types import Cond, FlowMap, Reward, Time
 
 SECONDS_BETWEEN_LINES = 15.0
@@ -71,7 +72,7 @@ class WatchedReward:
         self.differentiable = getattr(reward, "differentiable", None)
 
     def __call__(self, x1: Tensor, cond: Cond | None = None) -> Tensor:
-        scores = self.reward(x1, cond)
+        scores = score(self.reward, x1, cond)
         self.bar.advance(x1.shape[0])
         return scores
 

@@ -19,6 +19,8 @@ def run(args: Namespace) -> None:
             **task.keywords(args),
             keep=args.keep,
             rounds=args.rounds,
+            selection=args.selection,
+            temperature=args.temperature,
         )
     tensors = {"samples": result.samples, "rewards": result.rewards, "population": result.population}
     task.out.tensors("samples.safetensors", {**tensors, "best": result.best})
@@ -30,7 +32,11 @@ def run(args: Namespace) -> None:
         {
             "base_law": result.base_law,
             "best_reward": result.best_rewards,
+            "distinct_ancestors": result.distinct_ancestors,
+            "mean_pairwise_distance": result.mean_pairwise_distance,
             "mean_reward": float(result.rewards.double().mean()),
+            "reward_parts": task.parts(result.best),
+            "reward_reports": task.reports(),
             "judge": task.judged(result.best),
             "cost": result.cost.as_dict(),
             "history": result.history._asdict(),

@@ -17,7 +17,8 @@ from fmtt.steering.result import TiltResult
 def run(args: Namespace) -> None:
     """Write samples with weights, a grid of resampled ones, curves, and summary.json."""
     task = Task(args)
-    looks = -(-args.num_steps // args.gradient_every) + 1
+    pairs = 2 * args.num_probes if args.gradient == "zeroth" else 0
+    looks = (1 + pairs) * -(-args.num_steps // args.gradient_every) + 1
     total = looks * args.num_particles * args.num_populations
     with Progress("tilting", total) as bar:
         result = fmtt.tilt(
@@ -28,6 +29,10 @@ def run(args: Namespace) -> None:
             chi=args.chi,
             gradient_every=args.gradient_every,
             ess_threshold=args.ess_threshold,
+            resample=args.resample,
+            resample_at=args.resample_at,
+            resample_share=args.resample_share,
+            final_resample=args.final_resample,
         )
     log_weights = result.pooled_log_weights
     weights = torch.softmax(log_weights, 0)
@@ -45,10 +50,14 @@ def run(args: Namespace) -> None:
         {
             "base_law": result.base_law,
             "log_z": result.log_z,
+            "log_z_pooled": result.pooled_log_z._asdict(),
             "ess": result.ess,
+            "distinct_ancestors": result.distinct_ancestors,
             "effective_samples": float(1 / weights.square().sum()),
             "mean_reward": float((weights * result.rewards.double()).sum()),
             "best_reward": float(result.rewards.max()),
+            "reward_parts": task.parts(result.samples, weights),
+            "reward_reports": task.reports(),
             "judge": task.judged(result.samples, weights),
             "thermodynamic_length": history.thermodynamic_length[-1],
             "resamplings": history.resampled.sum(0),

@@ -71,9 +71,18 @@ def diversity(best: Tensor) -> float:
 
 def row(method: str, amount: float, runs: Runs) -> Row:
     """Statistics of one method's runs at one budget."""
-    spent = (float(v.mean()) for v in (runs.passes, runs.reward_calls, runs.seconds))
-    measured = (*mean(runs.reward), *mean(runs.judge), *mean(runs.restoration))
-    return Row(method, amount, len(runs.reward), *measured, diversity(runs.best), *spent)
+    return Row(
+        method,
+        amount,
+        len(runs.reward),
+        *mean(runs.reward),
+        *mean(runs.judge),
+        *mean(runs.restoration),
+        diversity=diversity(runs.best),
+        passes=float(runs.passes.mean()),
+        reward_calls=float(runs.reward_calls.mean()),
+        seconds=float(runs.seconds.mean()),
+    )
 
 
 def mark_top(rows: Sequence[Row]) -> list[Row]:
