@@ -19,7 +19,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo data teacher map test test-slow check bench clean force
+.PHONY: help install demo data teacher map test test-slow test-cluster check certify bench clean force
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -51,12 +51,18 @@ test: $(STAMP) ## fast tests
 	@$(PY) -m pytest
 
 test-slow: $(STAMP) ## the tests that take minutes
-	@$(PY) -m pytest -m "slow and not gpu"
+	@$(PY) -m pytest -m "slow and not gpu and not cluster"
+
+test-cluster: $(STAMP) ## submit the scripts of slurm/ to a SLURM started here (root; Debian's packages)
+	@$(PY) -m pytest -m cluster tests/cluster
 
 check: $(STAMP) ## lint, formatting, types
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright --pythonpath $(PY)
+
+certify: $(STAMP) ## check every look-ahead and weight rule against closed forms; prints the table
+	@$(PY) -m fmtt certify --matrix-only
 
 bench: $(STAMP) ## time network passes, sampling and tilting on this machine; runs/bench/summary.json
 	@$(PY) tests/benchmarks/passes.py --out runs/bench

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fmtt.errors import UserError
+from train.preemption import listening
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,10 +39,11 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> None:
     """Execute a parsed command line."""
     if arguments.command in ("pretrain", "distill"):
-        from train.config import load_config
-        from train.run import say, train
+        with listening():  # the imports below take seconds
+            from train.config import load_config
+            from train.run import say, train
 
-        run_dir = train(load_config(arguments.config, arguments.overrides), arguments.command)
+            run_dir = train(load_config(arguments.config, arguments.overrides), arguments.command)
         say(f"{run_dir}: finished; next: python -m train export {run_dir} EXPORT_DIR")
     elif arguments.command == "export":
         from train.export import export_run

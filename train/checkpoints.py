@@ -1,10 +1,14 @@
-"""Training checkpoints: written whole or not at all, the newest kept, found again by the same command."""
+"""Training checkpoints: written whole or not at all, the newest and the best kept, damage found when read."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import zipfile
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -12,8 +16,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
 from fmtt.errors import UserError
-from fmtt.files import atomic_write
+from fmtt.files import atomic_write, write_json
 from train.metrics import MetricsCsv
+from train.preemption import StopRequest
 
 _NAME = re.compile(r"step-(\d{8})\.ckpt")
 
@@ -28,9 +33,29 @@ def checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
+def check(path: Path) -> None:
+    """Read all of a checkpoint and compare it with the checksums inside (a CRC-32 for each tensor).
+
+    torch.load skips that: a flipped bit would become a slightly wrong weight.
+
+    Raises:
+        ValueError, OSError, zipfile.BadZipFile: for a file that is damaged or no training checkpoint.
+    """
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"the checksum of {damaged} is wrong")
+    _load(path, mmap=True)
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Load a checkpoint to the CPU without running any code from it."""
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    """Load a checkpoint to the CPU, checksums compared, without running any code from it."""
+    check(path)
+    return _load(path)
+
+
+def _load(path: Path, **options: Any) -> dict[str, Any]:
+    content = torch.load(path, map_location="cpu", weights_only=True, **options)
     missing = {"state_dict", "ema", "export"} - content.keys()
     if missing:
         raise ValueError(f"it has no {sorted(missing)[0]}")
@@ -38,10 +63,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def newest_checkpoint(folder: Path) -> tuple[int, Path] | None:
-    """The newest checkpoint that can be read, or None; an unreadable one is reported and passed over."""
+    """The newest checkpoint in order, or None; a damaged one is reported and passed over."""
     for step, path in reversed(checkpoints(folder)):
         try:
-            read_checkpoint(path)
+            check(path)
         except Exception as error:  # a damaged file can raise nearly anything
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             rank_zero_warn(f"passing over the damaged checkpoint {path}: {reason}")
@@ -59,7 +84,24 @@ def final_checkpoint(run_dir: Path) -> tuple[int, dict[str, Any]]:
     found = newest_checkpoint(run_dir / "checkpoints")
     if found is None:
         raise UserError(f"{run_dir} holds no readable checkpoint: give the run_dir of a training run")
-    return found[0], read_checkpoint(found[1])
+    return found[0], _load(found[1])
+
+
+class Best(NamedTuple):
+    """The kept checkpoint whose metric is smallest."""
+
+    step: int
+    metric: str
+    value: float
+
+
+def best_checkpoint(folder: Path) -> Best | None:
+    """What ``best.json`` says, if its checkpoint is there."""
+    try:
+        best = Best(**json.loads((folder / "best.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return best if best.step in dict(checkpoints(folder)) else None
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -73,42 +115,107 @@ class WholeCheckpoints(TorchCheckpointIO):
                 torch.save(checkpoint, temporary)
         except (UserError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
             rank_zero_warn(f"{str(error).splitlines()[0]}; going on without the checkpoint {path}")
+            return
+        with suppress(OSError):  # not every file system syncs folders
+            folder = os.open(Path(path).parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # the new name reaches the disk before older checkpoints go
+            finally:
+                os.close(folder)
 
 
 class Checkpoints(Callback):
-    """Saves every ``every_steps`` optimizer steps and at the end, keeping the newest ``keep``."""
+    """Saves every ``every_steps`` optimizer steps, at the end, and when asked to stop.
 
-    def __init__(self, folder: Path, every_steps: int, keep: int) -> None:
-        self.folder, self.every_steps, self.keep = folder, every_steps, keep
-        self._last = -1
+    It stands before callbacks that measure, so that a checkpoint does not wait for them.
+
+    Args:
+        keep: how many of the newest stay.
+        best: a column of metrics.csv; the checkpoint at whose step it was smallest stays too, and
+            ``best.json`` names it. Empty for none.
+        request: looked at after every optimizer step. If any rank received one, all save and stop.
+
+    Attributes:
+        stopped: whether training was ended by a request.
+    """
+
+    def __init__(
+        self, folder: Path, every_steps: int, keep: int, best: str = "", request: StopRequest | None = None
+    ) -> None:
+        self.folder, self.every_steps, self.keep, self.metric = folder, every_steps, keep, best
+        self.request, self.stopped = request or StopRequest(), False
+        self._step = self._saved = -1
+        self._best: Best | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._last = trainer.global_step
+        self._step = self._saved = trainer.global_step
+        same = trainer.strategy.broadcast(self._step) == self._step
+        if not trainer.strategy.reduce_boolean_decision(same, all=True):
+            raise RuntimeError(
+                f"the processes disagree on the newest checkpoint in {self.folder} (this one read step "
+                f"{self._step}): the file system shows new files late; start again in a minute"
+            )
         if trainer.is_global_zero:
-            for left_by_a_kill in self.folder.glob(".step-*.tmp"):
-                left_by_a_kill.unlink(missing_ok=True)
+            best = best_checkpoint(self.folder)
+            if best is not None and best.metric == self.metric and best.step <= self._step:
+                self._best = best
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if step != self._last and (step % self.every_steps == 0 or step >= trainer.max_steps):
+        if step == self._step:  # gradients are still being accumulated: no state to return to
+            return
+        self._step = step
+        finished, asked = step >= trainer.max_steps, self.request.signal is not None
+        self.stopped = trainer.strategy.reduce_boolean_decision(asked, all=False) and not finished
+        trainer.should_stop = trainer.should_stop or self.stopped
+        if step % self.every_steps == 0 or finished or self.stopped:
             self.save(trainer, step)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         # Lightning logs a step after its checkpoint: put the metrics on disk that the checkpoint goes with.
-        if trainer.global_step == self._last:
+        if trainer.global_step == self._saved:
+            self._note_best(trainer)
             for logger in trainer.loggers:
                 if isinstance(logger, MetricsCsv):
                     logger.flush()
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._note_best(trainer)
+
     def save(self, trainer: Trainer, step: int) -> None:
         """Write one checkpoint, on every rank at once, and delete the oldest."""
-        self._last = step
+        self._saved = step
         trainer.save_checkpoint(self.folder / f"step-{step:08d}.ckpt", weights_only=False)
         if trainer.is_global_zero:
-            # A damaged newer one, from which this run fell back, must not count.
-            for _, old in [found for found in checkpoints(self.folder) if found[0] <= step][: -self.keep]:
-                old.unlink(missing_ok=True)
+            self._delete_old()
+
+    def _note_best(self, trainer: Trainer) -> None:
+        """Compare the metric of the step saved last, measured since, with the best one so far."""
+        for logger in trainer.loggers:
+            if not (isinstance(logger, MetricsCsv) and trainer.is_global_zero):
+                continue
+            value = float(logger.rows.get(self._saved, {}).get(self.metric, "nan"))
+            better = self._best is None or value < self._best.value
+            # In the file's order of events: a best checkpoint is on disk before best.json names it.
+            if value == value and better and self._saved in dict(checkpoints(self.folder)):
+                self._best = Best(self._saved, self.metric, value)
+                try:
+                    write_json(self.folder / "best.json", self._best._asdict())
+                except UserError as error:
+                    rank_zero_warn(f"{error}; going on without it")
+                self._delete_old()
+
+    def _delete_old(self) -> None:
+        # A damaged newer one, from which this run fell back, must not count.
+        found = [path for step, path in checkpoints(self.folder) if step <= self._saved]
+        best = None if self._best is None else self.folder / f"step-{self._best.step:08d}.ckpt"
+        for old in found[: -self.keep]:
+            if old != best:
+                try:
+                    old.unlink(missing_ok=True)
+                except OSError as error:
+                    rank_zero_warn(f"cannot delete {old}: {error.strerror}")

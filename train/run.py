@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -14,7 +15,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import OmegaConf
 
 from data.module import DataModule
@@ -26,9 +26,12 @@ from train.checkpoints import Checkpoints, WholeCheckpoints, newest_checkpoint
 from train.config import Config, to_yaml
 from train.export import last_metrics, read_config
 from train.metrics import MetricsCsv
+from train.preemption import StopRequest, listening, requeue, signals_held
+from train.run_lock import run_lock
 
 RESUME_FIXED = (
-    *("seed", "batch_size", "teacher", "student", "objective", "times", "optimizer", "ema"),
+    *("seed", "batch_size", "teacher", "student", "objective", "guidance", "times", "optimizer", "ema"),
+    "weighting",
     *("data.source", "trainer.accumulate"),
 )
 """Keys that a run cannot change when it continues."""
@@ -61,6 +64,8 @@ def loggers(config: Config, run_dir: Path, start_step: int) -> list[Logger]:
             id=_wandb_id(run_dir),
         )
         wandb._wandb_init.pop("anonymous", None)  # wandb warns of it whatever its value
+        with signals_held():  # wandb's own process has to outlive the signal that asks training to stop
+            _ = wandb.experiment
         result.append(wandb)
     return result
 
@@ -88,7 +93,8 @@ def check_same_run(config: Config, run_dir: Path) -> None:
     Raises:
         UserError: naming the first key that differs.
     """
-    saved = OmegaConf.create(read_config(run_dir / "config.yaml"))
+    # A key that the run's version did not have yet counts as its default.
+    saved = OmegaConf.merge(OmegaConf.create(to_yaml(Config())), read_config(run_dir / "config.yaml"))
     now = OmegaConf.create(to_yaml(config))
     for section in RESUME_FIXED:
         value = OmegaConf.select(now, section)
@@ -102,7 +108,7 @@ def check_same_run(config: Config, run_dir: Path) -> None:
                 )
 
 
-def build_trainer(config: Config, run_dir: Path) -> Trainer:
+def build_trainer(config: Config, run_dir: Path, checkpoints: Checkpoints) -> Trainer:
     """The trainer, yet without loggers.
 
     Raises:
@@ -111,7 +117,7 @@ def build_trainer(config: Config, run_dir: Path) -> Trainer:
     terminal, number_format = sys.stdout.isatty(), precision(config)
     progress: Callback = RichProgressBar() if terminal else PlainProgress()
     try:
-        return Trainer(
+        trainer = Trainer(
             max_steps=config.max_steps,
             max_epochs=-1,
             accelerator=config.trainer.accelerator,
@@ -122,11 +128,7 @@ def build_trainer(config: Config, run_dir: Path) -> Trainer:
             accumulate_grad_batches=config.trainer.accumulate,
             log_every_n_steps=config.log.every_steps,
             logger=False,
-            callbacks=[
-                Evaluation(run_dir / "samples", config.evaluate),
-                Checkpoints(run_dir / "checkpoints", config.checkpoint.every_steps, config.checkpoint.keep),
-                progress,
-            ],
+            callbacks=[checkpoints, Evaluation(run_dir / "samples", config.evaluate), progress],
             plugins=[WholeCheckpoints()],
             enable_checkpointing=False,
             enable_model_summary=False,
@@ -136,46 +138,74 @@ def build_trainer(config: Config, run_dir: Path) -> Trainer:
         )
     except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+    # Lightning's handlers talk to the other ranks, and under SLURM save and requeue, from inside the signal:
+    # with several processes that hangs. train.preemption answers the same signals.
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    return trainer
 
 
 def train(config: Config, stage: str) -> Path:
     """Run or continue ``pretrain`` or ``distill``; returns the run folder.
 
+    On SIGUSR1 or SIGTERM the running step ends, a checkpoint is written, and a SLURM job is requeued.
+
     Raises:
-        UserError: for anything in the configuration that cannot work.
-        KeyboardInterrupt: on Ctrl-C; SystemExit(143) on SIGTERM. The same call continues.
+        UserError: for anything in the configuration that cannot work, and while another process trains in
+            the same folder.
+        KeyboardInterrupt: on Ctrl-C; SystemExit(128 + signal) when asked to stop. The same call continues.
     """
+    with listening() as request:
+        return _train(config, stage, request)
+
+
+def _train(config: Config, stage: str, request: StopRequest) -> Path:
     run_dir = Path(config.run_dir)
     quiet_lightning()
     data = DataModule(config.data.source, config.batch_size, seed=config.seed)
     module = build_module(config, stage, data.data_shape)
-    trainer = build_trainer(config, run_dir)
-    found = newest_checkpoint(run_dir / "checkpoints")
-    if found is not None:
-        check_same_run(config, run_dir)
-        if found[0] >= config.max_steps:
-            say(f"{run_dir}: already trained for {found[0]} steps")
-            write_summary(run_dir, found[0])
+    c = config.checkpoint
+    checkpoints = Checkpoints(run_dir / "checkpoints", c.every_steps, c.keep, c.best, request)
+    trainer = build_trainer(config, run_dir, checkpoints)
+    with run_lock(run_dir):
+        delete_unfinished(run_dir)
+        found = newest_checkpoint(run_dir / "checkpoints")
+        if found is not None:
+            check_same_run(config, run_dir)
+            if found[0] >= config.max_steps:
+                say(f"{run_dir}: already trained for {found[0]} steps")
+                write_summary(run_dir, found[0])
+                return run_dir
+            say(f"{run_dir}: continuing from step {found[0]}")
+        write_config(config, run_dir)
+        trainer.loggers = loggers(config, run_dir, found[0] if found else 0)
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=found[1] if found else None, weights_only=True)
+        except SystemExit as stop:
+            if stop.code == 1:  # what Lightning makes of Ctrl-C
+                raise KeyboardInterrupt from None
+            raise
+        if not checkpoints.stopped:
+            write_summary(run_dir, trainer.global_step)
             return run_dir
-        say(f"{run_dir}: continuing from step {found[0]}")
-    write_config(config, run_dir)
-    trainer.loggers = loggers(config, run_dir, found[0] if found else 0)
-    try:
-        trainer.fit(module, datamodule=data, ckpt_path=found[1] if found else None, weights_only=True)
-    except SIGTERMException:
-        raise SystemExit(143) from None
-    except SystemExit as stop:
-        if stop.code == 1:  # what Lightning makes of Ctrl-C
-            raise KeyboardInterrupt from None
-        raise
-    write_summary(run_dir, trainer.global_step)
-    return run_dir
+    if rank_zero_only.rank != 0:
+        raise SystemExit(0)  # launchers take anything else for a crash, and kill rank 0
+    received = request.signal or signal.SIGTERM  # another rank's, if not this one's
+    say(f"{run_dir}: stopped by {received.name} after step {trainer.global_step}; {requeue()}")
+    raise SystemExit(128 + received)
 
 
 @rank_zero_only
 def say(text: str) -> None:
     """Print a line, once for all ranks."""
     print(text, flush=True)
+
+
+@rank_zero_only
+def delete_unfinished(run_dir: Path) -> None:
+    """Delete the files that a kill left half-written; who holds the lock may."""
+    for folder in (run_dir, run_dir / "checkpoints", run_dir / "samples"):
+        for temporary in folder.glob(".*.tmp"):
+            temporary.unlink(missing_ok=True)
 
 
 @rank_zero_only
@@ -197,6 +227,7 @@ def quiet_lightning() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.accelerators.cuda").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*`srun` command is available on your system but is not used.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", ".*is_leaf.*", FutureWarning)
