@@ -96,7 +96,7 @@ class Evaluation(Callback):
     def _write_grid(self, module: FlowMapModule, step: int) -> None:
         rows = []
         n, cond = self._conditions(self.config.grid_samples)
-        step_counts = SAMPLE_STEPS if module.teacher is not None else (16,)
+        step_counts = SAMPLE_STEPS if module.export["kind"] == "flow_map" else (16,)
         for steps in step_counts:
             generator = torch.Generator(module.device).manual_seed(EVALUATION_SEED)
             options = {"cond": cond, "generator": generator, "device": module.device}

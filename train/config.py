@@ -13,6 +13,8 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 from fmtt.errors import UserError
+from train.config_objective import GuidanceConfig, ObjectiveConfig
+from train.config_times import TimesConfig, WeightingConfig
 
 
 @dataclass
@@ -28,28 +30,6 @@ class NetworkConfig:
     """velocity | endpoint: what the network's output means."""
     init: str = "teacher"
     """teacher | scratch: initial weights when distilling. From the teacher, network and args are its own."""
-
-
-@dataclass
-class ObjectiveConfig:
-    """What is minimised."""
-
-    name: str = "lsd"
-    """A name in train.losses.OBJECTIVES."""
-    time_left_power: float = 0.0
-    """The loss of a sample is weighed by (1 - t) to this power."""
-
-
-@dataclass
-class TimesConfig:
-    """Where on the path the objective is evaluated; see train.times.TimeSampler."""
-
-    distribution: str = "uniform"
-    mean: float = 0.0
-    std: float = 1.0
-    diagonal: float = 0.0
-    endpoint: float = 0.0
-    midpoint: str = "middle"
 
 
 @dataclass
@@ -76,6 +56,8 @@ class EmaConfig:
     """Averages of the student's weights. The first half-life is evaluated and exported."""
 
     half_lives: list[float] = field(default_factory=lambda: [200.0])
+    target_half_life: float = 0.0
+    """With teacher: self, targets come from an average with this half-life; 0 for the weights themselves."""
 
 
 @dataclass
@@ -107,6 +89,9 @@ class CheckpointConfig:
 
     every_steps: int = 200
     keep: int = 2
+    best: str = "lookahead/map_1@0"
+    """A column of metrics.csv, smaller is better: where it is measured at the step of a checkpoint, the best
+    one is kept too. Empty for none."""
 
 
 @dataclass
@@ -140,10 +125,15 @@ class Config:
     batch_size: int = 128
     """Samples per process and pass; an optimizer step sees trainer.accumulate of them on every process."""
     teacher: str = ""
-    """Export of a velocity model: a folder or a shipped name. Needed by distill."""
+    """Whose velocity is distilled. The export of a velocity model: a folder or a shipped name. self: the
+    student's own diagonal, trained from scratch. oracle:NAME: the exact velocity of a closed-form law."""
     student: NetworkConfig = field(default_factory=NetworkConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     times: TimesConfig = field(default_factory=TimesConfig)
+    weighting: WeightingConfig = field(default_factory=WeightingConfig)
+    derivative: str = "jvp"
+    """jvp | finite_difference | flash_jvp | auto: how objectives differentiate; see fmtt.flow.derivative."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -240,6 +230,7 @@ def _check_ranges(config: Config) -> None:
         "times.mean": (c.times.mean, -100, 100),
         "times.std": (c.times.std, 0, 100),
         "objective.time_left_power": (c.objective.time_left_power, -10, 10),
+        "ema.target_half_life": (c.ema.target_half_life, 0, inf),
         "optimizer.lr": (c.optimizer.lr, 0, inf),
         "optimizer.muon_lr": (c.optimizer.muon_lr, 0, inf),
         "optimizer.weight_decay": (c.optimizer.weight_decay, 0, inf),
@@ -254,6 +245,10 @@ def _check_ranges(config: Config) -> None:
         if not low <= value <= high:  # also true of nan
             wanted = f"be at least {low}" if high == inf else f"lie in [{low}, {high}]"
             raise UserError(f"{key} must {wanted}, got {value}")
+    c.objective.check()
+    c.guidance.check()
+    c.times.check()
+    c.weighting.check()
     betas, low_high, half_lives = c.optimizer.betas, c.data.value_range, c.ema.half_lives
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise UserError(f"optimizer.betas must be two numbers in [0, 1), got {betas}")

@@ -16,7 +16,7 @@ from fmtt.flow.flow_map import NeuralFlowMap
 from fmtt.models.checkpoint import load, save
 from train.build import build_network
 from train.checkpoints import final_checkpoint
-from train.config import NetworkConfig
+from train.config import NetworkConfig, ObjectiveConfig
 
 CARD = """# {title}
 
@@ -98,7 +98,7 @@ def export_run(run_dir: str | Path, out_dir: str | Path) -> Path:
         interpolant=about["interpolant"],
         prediction=about["prediction"],
         data_shape=tuple(about["data_shape"]),
-        objective=config["objective"]["name"],
+        objective=" + ".join(ObjectiveConfig(**config["objective"]).weights()),
         steps=step,
         max_steps=config["max_steps"],
         batch_size=config["batch_size"],
@@ -151,5 +151,7 @@ def check_export(student: NeuralFlowMap, out_dir: Path) -> None:
     x = torch.randn(4, *student.data_shape, generator=generator)
     s = torch.rand(4, generator=generator)
     t = s + (1 - s) * torch.rand(4, generator=generator)
-    if not torch.equal(again(x, s, t), student(x, s, t)):
+    classes = again.config["network"]["args"].get("num_classes", 0)
+    cond = {"label": torch.arange(4) % (classes + 1)} if classes else None
+    if not torch.equal(again(x, s, t, cond), student(x, s, t, cond)):
         raise UserError(f"the export {out_dir} does not reproduce the student; export again")

@@ -12,13 +12,16 @@ from data.batch import Batch
 from data.counter import random_bits
 from fmtt.errors import UserError
 from fmtt.flow.flow_map import NeuralFlowMap
+from fmtt.types import VelocityField
 from train.config import Config, OptimizerConfig
 from train.ema import Ema
 from train.losses import FlowMapLoss
 from train.losses.base import Times, sample_path
 from train.optimizer import MuonWithAdamW, learning_rate_factor, split_parameters
+from train.tangents import Differentiated
+from train.teacher import Guidance, SelfTeacher, Teacher
 from train.times import TimeSampler
-from train.weighting import time_left_weight
+from train.weighting import Ramp, Weighting
 
 REMEDY = (
     "the last checkpoint is intact: lower optimizer.lr and optimizer.muon_lr, "
@@ -31,37 +34,60 @@ class FlowMapModule(LightningModule):
 
     Args:
         student: the flow map that is optimised.
-        teacher: a frozen flow map whose velocity is the teacher's, or None.
+        teacher: whose velocity is distilled, frozen; None for the student's own diagonal.
         objective, times: what is minimised and where.
         config: the run's configuration.
         export: what an export says of the student's network: name, args, kind.
+        guidance: what is done to conditions and velocities; none if omitted.
     """
 
     def __init__(
         self,
         student: NeuralFlowMap,
-        teacher: NeuralFlowMap | None,
+        teacher: Teacher | None,
         objective: FlowMapLoss,
         times: TimeSampler,
         config: Config,
         export: dict[str, Any],
+        guidance: Guidance | None = None,
     ) -> None:
         super().__init__()
         self.student = student
         # In a tuple the teacher is no submodule: no state_dict entries, no DDP buckets.
         self._teacher = (teacher,)
-        self.objective, self.times, self.config, self.export = objective, times, config, export
-        self.ema = Ema(student, config.ema.half_lives)
+        ramp = Ramp(config.weighting.ramp_steps, config.weighting.ramp_end)
+        self.objective = Differentiated(objective, config.derivative, ramp, lambda: self.global_step)
+        self.times, self.config, self.export = times, config, export
+        self.weighting = Weighting(config.weighting, config.objective.time_left_power)
+        self.guidance = guidance or Guidance()
+        target, half_lives = config.ema.target_half_life, list(config.ema.half_lives)
+        self.ema = Ema(student, half_lives + [target] * (target not in (0, *half_lives)))
+        self._own: SelfTeacher | None = None
         self._micro_step, self._last_step = 0, -1
 
     @property
-    def teacher(self) -> NeuralFlowMap | None:
+    def teacher(self) -> Teacher | None:
         return self._teacher[0]
+
+    @property
+    def own(self) -> SelfTeacher:
+        """The student's diagonal, with its own weights or those of ``ema.target_half_life``."""
+        if self._own is None:  # not before the averages are on the student's device
+            target = self.config.ema.target_half_life
+            average = self.ema.averages[self.ema.half_lives.index(target)] if target else None
+            self._own = SelfTeacher(self.student, average)
+        return self._own
+
+    def velocity(self) -> VelocityField:
+        """What objectives take for b_t."""
+        # A student that learns guidance from guided data has it in its diagonal already.
+        return self.own.velocity if self.teacher is None else self.guidance.guided(self.teacher.velocity)
 
     def setup(self, stage: str) -> None:
         self.ema.to(self.device)
-        if self.teacher is not None:
-            self.teacher.to(self.device)
+        for part in (self.teacher, self.guidance.weak):
+            if isinstance(part, NeuralFlowMap):
+                part.to(self.device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Refuse labels that the student cannot take, which would fail deep inside the network."""
@@ -89,12 +115,13 @@ class FlowMapModule(LightningModule):
         generator = self.step_generator()
         x_1, cond = batch
         x_0 = torch.randn(x_1.shape, generator=generator, device=x_1.device, dtype=x_1.dtype)
-        times = self.times.sample(x_1.shape[0], generator, x_1.device)
+        times = self.times.sample(x_1.shape[0], generator, x_1.device, self.global_step)
         path = sample_path(self.student.interpolant, x_0, x_1, times.s)
-        velocity = self.student.velocity if self.teacher is None else self.teacher.velocity
-        out = self.objective(self.student, velocity, path, times, cond)
-        weight = time_left_weight(times, self.config.objective.time_left_power)
-        loss = (weight * out.per_sample.float()).mean()
+        cond = self.guidance.draw(cond, x_1.shape[0], generator, x_1.device)
+        if self.teacher is None:
+            path = self.guidance.guided_data(path, times, cond, self.own)
+        out = self.objective(self.student, self.velocity(), path, times, cond)
+        loss = self.weighting(out.per_sample.float(), times).mean()
         bad = not bool(torch.isfinite(loss))
         if self.trainer.strategy.reduce_boolean_decision(bad, all=False):
             # All ranks stop together; those that saw it say so.
@@ -135,6 +162,7 @@ class FlowMapModule(LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         c: OptimizerConfig = self.config.optimizer
         matrices, others = split_parameters(self.student)
+        others += self.weighting.parameters()
         if c.muon_lr == 0:
             matrices, others = [], [*matrices, *others]
         optimizer = MuonWithAdamW(

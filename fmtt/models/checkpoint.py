@@ -121,6 +121,10 @@ def load(
         UserError: when the folder is not an export that this version can read exactly.
     """
     folder = _find(Path(path))
+    if (folder / "trained.safetensors").is_file():  # what was trained on top of a diffusers transformer
+        from fmtt.models.diffusers.export import load as load_diffusers
+
+        return load_diffusers(folder, device, dtype)
     config = read_config(folder / CONFIG)
     flow_map = build(config, folder / CONFIG)
     weights = _read_weights(folder / WEIGHTS)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fmtt.models.attention import attention
-from fmtt.models.embeddings import TimeEmbedding, grid_positions
+from fmtt.models.embeddings import GuidanceEmbedding, TimeEmbedding, grid_positions
 from fmtt.models.norm import rms_norm
 from fmtt.types import Cond
 
@@ -55,6 +55,8 @@ class DiT(nn.Module):
         dim: width; must be divisible by 4 and by ``heads``.
         num_classes: if positive, ``cond["label"]`` (B,) in [0, num_classes] is required, where
             ``num_classes`` itself is the null label.
+        guidance: whether the map is conditioned on a guidance scale, ``cond["guidance_scale"]`` (B,); 1
+            (no guidance) where it is not given. Enters through a zero-initialised embedding.
         max_frequency, second_max_frequency: highest frequencies of the two time embeddings.
     """
 
@@ -68,6 +70,7 @@ class DiT(nn.Module):
         heads: int = 4,
         mlp_ratio: float = 4.0,
         num_classes: int = 0,
+        guidance: bool = False,
         max_frequency: float = 8.0,
         second_max_frequency: float = 4.0,
     ) -> None:
@@ -83,6 +86,7 @@ class DiT(nn.Module):
         self.positions = nn.Parameter(grid_positions(*self.grid, dim))
         self.time = TimeEmbedding(dim, max_frequency=max_frequency)
         self.second_time = TimeEmbedding(dim, max_frequency=second_max_frequency, zero_init=True)
+        self.guidance = GuidanceEmbedding(dim) if guidance else None
         self.label = nn.Embedding(num_classes + 1, dim) if num_classes else None
         self.modulation = nn.Linear(dim, 6 * dim)
         self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio) for _ in range(depth))
@@ -95,6 +99,8 @@ class DiT(nn.Module):
     def embed_condition(self, s: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
         """The vector that modulates every block, (B, dim)."""
         c = self.time(s) + self.second_time(t)
+        if self.guidance is not None:
+            c = c + self.guidance(s, cond)
         if self.label is None:
             return c
         if cond is None or "label" not in cond:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fmtt.types import Cond
 
 
 class TimeEmbedding(nn.Module):
@@ -38,6 +41,10 @@ class TimeEmbedding(nn.Module):
             nn.init.zeros_(self.out.weight)
             nn.init.zeros_(self.out.bias)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy computes its own: what was computed inside a forward-mode derivative cannot be copied.
+        return {**self.__dict__, "_frequencies": {}}
+
     def frequencies(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Angular frequencies (num_frequencies,), computed once per device and dtype."""
         key = (device, dtype)
@@ -52,6 +59,20 @@ class TimeEmbedding(nn.Module):
             angles = t[:, None] * self.frequencies(t.device, t.dtype)
             features = torch.cat([angles.cos(), angles.sin()], dim=1)  # (B, 2F)
             return self.out(nn.functional.silu(self.hidden(features.to(self.hidden.weight.dtype))))
+
+
+class GuidanceEmbedding(nn.Module):
+    """An embedding of the guidance scale w >= 0 as w / (1 + w), the zero function until it is trained."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.share = TimeEmbedding(dim, max_frequency=4.0, zero_init=True)
+
+    def forward(self, t: Tensor, cond: Cond | None = None) -> Tensor:
+        """(B, dim) for ``cond["guidance_scale"]`` (B,), or for w = 1 without; in the dtype of ``t`` (B,)."""
+        given = None if cond is None else cond.get("guidance_scale")
+        scale = torch.ones_like(t) if given is None else given.to(t)
+        return self.share(scale / (1 + scale))
 
 
 def grid_positions(height: int, width: int, dim: int) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fmtt.models.embeddings import TimeEmbedding
+from fmtt.models.embeddings import GuidanceEmbedding, TimeEmbedding
 from fmtt.types import Cond
 
 
@@ -41,6 +41,8 @@ class MLP(nn.Module):
         depth: residual layers.
         num_classes: if positive, ``cond["label"]`` (B,) in [0, num_classes] is required, where
             ``num_classes`` itself is the null label.
+        guidance: whether the map is conditioned on a guidance scale, ``cond["guidance_scale"]`` (B,); 1
+            (no guidance) where it is not given. Enters through a zero-initialised embedding.
         max_frequency, second_max_frequency: highest frequencies of the two time embeddings.
     """
 
@@ -51,6 +53,7 @@ class MLP(nn.Module):
         width: int = 128,
         depth: int = 3,
         num_classes: int = 0,
+        guidance: bool = False,
         max_frequency: float = 4.0,
         second_max_frequency: float = 4.0,
     ) -> None:
@@ -61,6 +64,7 @@ class MLP(nn.Module):
         self.embed = nn.Linear(size, width)
         self.time = TimeEmbedding(width, max_frequency=max_frequency)
         self.second_time = TimeEmbedding(width, max_frequency=second_max_frequency, zero_init=True)
+        self.guidance = GuidanceEmbedding(width) if guidance else None
         self.label = nn.Embedding(num_classes + 1, width) if num_classes else None
         self.layers = nn.ModuleList(ResidualLayer(width) for _ in range(depth))
         self.final = nn.Linear(width, size)
@@ -70,6 +74,8 @@ class MLP(nn.Module):
     def embed_condition(self, s: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
         """The vector that modulates every layer, (B, width)."""
         c = self.time(s) + self.second_time(t)
+        if self.guidance is not None:
+            c = c + self.guidance(s, cond)
         if self.label is None:
             return c
         if cond is None or "label" not in cond:
