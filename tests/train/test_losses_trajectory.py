@@ -11,7 +11,7 @@ from fmtt.flow.interpolant import Linear, Trigonometric
 from fmtt.tensor import expand_like
 from tests.train.closed_form import Bent, draw, exact
 from train.losses import OBJECTIVES, Times
-from train.losses.trajectory import LEGS, heun
+from train.losses.trajectory import CHAIN_WEIGHT, LEGS, chain, heun
 
 
 @pytest.mark.parametrize("interpolant", [Linear(), Trigonometric()], ids=["linear", "trigonometric"])
@@ -48,12 +48,12 @@ def test_trajectory_on_the_diagonal_is_the_teachers_velocity(generator):
 
     times = Times(times.s, times.s, times.s)
     loss = OBJECTIVES["trajectory"](Recorded(), gaussian.velocity, path, times).per_sample  # type: ignore
-    (s, t), (x,) = asked[0], states
+    (s, t), x = asked[0], states[0]
     assert (s.reshape(6, -1)[[0, 1, 3]] == t.reshape(6, -1)[[0, 1, 3]]).all()
     steps, power = LEGS[2]
     one = torch.ones_like(times.s)
     end, _ = heun(gaussian.velocity, path.x_s, times.s, one, None, steps=steps, power=power)
-    torch.testing.assert_close(loss, 3 / 6 * (end - path.x_s).square().mean(1))
+    torch.testing.assert_close(loss, (3 / 6 + CHAIN_WEIGHT) * (end - path.x_s).square().mean(1))
     assert torch.equal(x[:50], path.x_s)
 
 
@@ -95,3 +95,30 @@ def test_trajectory_hands_every_jump_its_sample_condition(generator):
 
     loss = OBJECTIVES["trajectory"](Student(), moved, path, times, {"shift": shift}).per_sample  # type: ignore
     assert loss.max() < 1e-20
+
+
+def test_a_chain_is_differentiated_through_all_its_jumps(generator):
+    """An early jump's error reaches the chain's end by the derivative of the jumps after it."""
+    gaussian = exact(Linear())
+    path, times = draw(gaussian, 30, generator)
+    early = torch.zeros((), dtype=torch.float64, requires_grad=True)
+
+    class Student:
+        """The exact map, whose jumps that start at s are off by ``early``."""
+
+        interpolant = gaussian.interpolant
+
+        def average_velocity(self, x, s, t, cond=None):
+            jump = (gaussian(x, s, t) - x) / expand_like(t - s, x)
+            return jump + early if torch.equal(s, times.s) else jump
+
+    end = chain(Student(), path.x_s, [*times, torch.ones_like(times.s)], None)  # type: ignore
+    torch.testing.assert_close(end, gaussian(path.x_s, times.s, torch.ones_like(times.s)))
+    (slope,) = torch.autograd.grad(end.sum(), early)
+    gap = expand_like(times.u - times.s, path.x_s)
+    step = 1e-6
+    moved = gaussian(path.x_s, times.s, times.u) + step * gap
+    unmoved = gaussian(path.x_s, times.s, times.u)
+    one = torch.ones_like(times.s)
+    expected = (gaussian(moved, times.u, one) - gaussian(unmoved, times.u, one)).sum() / step
+    torch.testing.assert_close(slope, expected, rtol=1e-5, atol=0)
