@@ -185,7 +185,7 @@ MISTAKES = [
     ("sample EXPORT", "--out"),
     ("", "required: COMMAND"),
     ("smaple EXPORT --out OUT", "did you mean 'sample'?"),
-    ("contrast EXPORT --out OUT", "there is no command 'compare'"),
+    ("contrast EXPORT --out OUT", "there is no command 'contrast'"),
     ("sample EXPORT --num-sample 4 --out OUT", "did you mean '--num-samples'?"),
     ("sample EXPORT --steps 0 --out OUT", "--steps: must be at least 1, got 0"),
     ("sample EXPORT --steps four --out OUT", "'four' is not a whole number"),

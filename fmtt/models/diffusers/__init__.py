@@ -1,0 +1,1 @@
+"""Text-to-image transformers of diffusers as flow maps over latents; needs the extra ``fmtt[diffusers]``."""

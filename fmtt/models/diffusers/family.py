@@ -1,0 +1,210 @@
+"""What the families share: a diffusers transformer as the network of a flow map over latents.
+
+diffusers' flow models have noise at sigma = 1 and predict v_sigma = noise - data. Here t = 1 - sigma and
+u = -v, and the classes in this package are the only place that knows. Conditions are batch-first tensors, by
+the names that diffusers' pipelines give them: ``prompt_embeds`` (B, T, width), ``pooled_prompt_embeds``
+(B, width), ``prompt_attention_mask`` (B, T), each with a ``negative_`` one where guidance needs it, and
+``guidance_scale`` (B,).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fmtt.errors import UserError
+from fmtt.models.diffusers import second_time as second_times
+from fmtt.models.diffusers.adapters import adapters_off
+from fmtt.models.diffusers.layer_norm import make_differentiable
+from fmtt.models.embeddings import GuidanceEmbedding
+from fmtt.tensor import expand_like
+from fmtt.types import Cond
+
+SCALE, NEGATIVE = "guidance_scale", "negative_"
+
+
+class Names(NamedTuple):
+    """What diffusers calls the parts of a family, and what of it is trained.
+
+    Attributes:
+        family: as users name it.
+        pipeline, transformer, vae: class names in diffusers.
+        embedding: the submodule of the transformer that embeds its time, called with the timestep first.
+        conditions: that every call needs.
+        lora: suffixes of the linear layers that adapters are put on.
+    """
+
+    family: str
+    pipeline: str
+    transformer: str
+    vae: str
+    embedding: str
+    conditions: tuple[str, ...]
+    lora: tuple[str, ...]
+
+
+class LatentTransformer(nn.Module):
+    """Network ``(x (B, C, H, W), s (B,), t (B,), cond) -> u_{s,t}(x) (B, C, H, W)``.
+
+    Args:
+        transformer: of the class that ``names.transformer`` says; shared, not copied.
+        second_time: "none", "zero_init" or "averaged" (see :mod:`fmtt.models.diffusers.second_time`).
+        own_guidance: learn to depend on ``cond["guidance_scale"]`` in one pass, by an embedding that is zero
+            until trained, instead of two passes; for families without a guidance embedding.
+        guidance: the scale where ``cond`` gives none, for families with a guidance embedding.
+        few_step: the model was distilled to jump to clean data; it has no velocity, and only t = 1 is
+            allowed.
+        adapters: whether LoRA adapters in the transformer belong to this network. Without, they are off
+            during its calls, so that a teacher shares the transformer with its student.
+    """
+
+    names: ClassVar[Names]
+    guided: ClassVar[bool] = True
+    """Whether guidance means two passes, with and without the prompt."""
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        *,
+        second_time: str = second_times.NONE,
+        own_guidance: bool = False,
+        guidance: float | None = None,
+        few_step: bool = False,
+        adapters: bool = False,
+    ) -> None:
+        super().__init__()
+        found = type(transformer).__name__
+        if found != self.names.transformer:
+            raise UserError(f"family {self.names.family} needs a {self.names.transformer}, got a {found}")
+        if own_guidance and not self.guided:
+            raise UserError(f"own_guidance: family {self.names.family} has a guidance embedding already")
+        make_differentiable(transformer)
+        self.transformer: Any = transformer
+        embedding = transformer.get_submodule(self.names.embedding)
+        dim = embedding.get_submodule("timestep_embedder.linear_2").get_parameter("bias").shape[0]
+        self.second_time, self.second_time_name = second_times.build(second_time, embedding, dim), second_time
+        self.own_guidance = GuidanceEmbedding(dim) if own_guidance else None
+        self.guidance, self.few_step, self.adapters = guidance, few_step, adapters
+        device = transformer.get_submodule("proj_out").get_parameter("weight").device
+        for part in (self.second_time, self.own_guidance):
+            if part is not None:
+                part.to(device)
+
+    @classmethod
+    def embeds_guidance(cls, transformer: nn.Module) -> bool:
+        """Whether the transformer takes the guidance scale as an input."""
+        return False
+
+    @classmethod
+    def latent_channels(cls, config: Any) -> int:
+        """C, from the transformer's config."""
+        return config["in_channels"]
+
+    @classmethod
+    def patch(cls, config: Any) -> int:
+        """Side of the square of latents that becomes a token."""
+        return config["patch_size"]
+
+    @classmethod
+    def encode(
+        cls, pipeline: Any, texts: list[str], negative: str | None, options: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        """Conditions of prompts by the pipeline's text encoders, and of the ``negative`` one where given."""
+        raise NotImplementedError
+
+    @property
+    def two_passes(self) -> bool:
+        """Whether a guidance scale costs a second pass, with the negative prompt. FLUX.1 without a guidance
+        embedding (schnell) knows no guidance at all, and disregards the scale as diffusers does."""
+        return self.guided and self.own_guidance is None
+
+    @property
+    def time_scale(self) -> float:
+        """What the transformer's embedding calls sigma = 1."""
+        return 1000.0
+
+    def predict(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """v_sigma(x), (B, C, H, W): the transformer's call as diffusers' own pipeline makes it."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        if self.few_step and bool((t < 1).any()):
+            raise UserError(
+                "this few-step model knows jumps to t = 1 only: use it as lookahead_map beside a model that "
+                "has a velocity, or sample with steps=1"
+            )
+        own = self._checked(cond, x)
+        if self.adapters:
+            return self._guided(x, s, t, own)
+        with adapters_off(self.transformer):
+            return self._guided(x, s, t, own)
+
+    def _guided(self, x: Tensor, s: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """One pass, or u(negative) + w (u - u(negative)) where ``cond`` has a scale for a plain model."""
+        positive = {name: value for name, value in cond.items() if not name.startswith(NEGATIVE)}
+        if not self.two_passes or SCALE not in cond:
+            return self._average_velocity(x, s, t, positive)
+        negative = {name: cond[NEGATIVE + name] for name in positive if name != SCALE}
+        both = {name: torch.cat([value, positive[name]]) for name, value in negative.items()}
+        out = self._average_velocity(torch.cat([x, x]), torch.cat([s, s]), torch.cat([t, t]), both)
+        weak, full = out.chunk(2)
+        return weak + expand_like(cond[SCALE].to(out), x) * (full - weak)
+
+    def _average_velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        sigma, scale = 1 - s, self.time_scale
+        first, second = scale * sigma, scale * (1 - t)
+
+        def exact_time(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            # Some transformers round the timestep to their weights' dtype on the way to this embedding.
+            return (first, *args[1:])
+
+        def both_times(module: nn.Module, args: tuple[Any, ...], kwargs: Any, out: Tensor) -> Tensor:
+            if self.second_time is not None:
+                out = self.second_time(out, t, second, args[1:], kwargs)
+            if self.own_guidance is not None:
+                out = out + self.own_guidance(s, cond).to(out.dtype)
+            return out
+
+        embedding = self.transformer.get_submodule(self.names.embedding)
+        handles = [
+            embedding.register_forward_pre_hook(exact_time),
+            embedding.register_forward_hook(both_times, with_kwargs=True),
+        ]
+        try:
+            return -self.predict(x.to(self.dtype), sigma, cond)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the transformer's weights; adapters may be wider."""
+        return self.transformer.proj_out.weight.dtype
+
+    def _checked(self, cond: Cond | None, x: Tensor) -> dict[str, Tensor]:
+        given = dict(cond or {})
+        names = self.names.conditions
+        missing = [name for name in names if name not in given]
+        if missing:
+            raise UserError(f"family {self.names.family} needs cond[{missing[0]!r}]: use encode_prompts")
+        wanted = {name: given[name] for name in names}
+        for name, value in wanted.items():
+            if value.shape[0] != x.shape[0]:
+                raise UserError(f"cond[{name!r}] has {value.shape[0]} rows for {x.shape[0]} samples")
+        if SCALE in given:
+            wanted[SCALE] = given[SCALE]
+        elif self.guidance is not None:
+            wanted[SCALE] = x.new_full((x.shape[0],), self.guidance, dtype=torch.float32)
+        elif self.embeds_guidance(self.transformer):
+            raise UserError(f"this {self.names.family} model is conditioned on cond['{SCALE}'] (B,): pass it")
+        if SCALE in wanted and self.two_passes:
+            lacking = [NEGATIVE + name for name in names if NEGATIVE + name not in given]
+            if lacking:
+                raise UserError(f"cond['{SCALE}'] needs cond[{lacking[0]!r}] too: use encode_prompts")
+            wanted |= {NEGATIVE + name: given[NEGATIVE + name] for name in names}
+        return {
+            name: value.to(self.dtype) if value.is_floating_point() and name != SCALE else value
+            for name, value in wanted.items()
+        }

@@ -1,0 +1,223 @@
+"""Flow maps, pipelines and prompts from a diffusers folder or hub id: safetensors only."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fmtt.errors import UserError, nearest
+from fmtt.flow.flow_map import NeuralFlowMap
+from fmtt.flow.interpolant import Linear
+from fmtt.models.diffusers.family import SCALE, LatentTransformer
+from fmtt.models.diffusers.flux import Flux
+from fmtt.models.diffusers.sana import Sana
+from fmtt.models.diffusers.sd3 import SD3
+
+FAMILIES: dict[str, type[LatentTransformer]] = {"flux": Flux, "sd3": SD3, "sana": Sana}
+
+
+def library() -> Any:
+    """The diffusers package.
+
+    Raises:
+        UserError: when it is missing.
+    """
+    try:
+        import diffusers
+    except ImportError as error:
+        raise UserError("text-to-image models need diffusers: pip install 'fmtt[diffusers]'") from error
+    return diffusers
+
+
+def family_of(transformer_class: str, where: str) -> type[LatentTransformer]:
+    """The family whose transformer has that class name.
+
+    Raises:
+        UserError: for a class that no family knows.
+    """
+    for family in FAMILIES.values():
+        if family.names.transformer == transformer_class:
+            return family
+    known = ", ".join(FAMILIES)
+    raise UserError(f"{where} holds a {transformer_class}, which no family here can use (known: {known})")
+
+
+def load_flow_map(
+    where: str,
+    *,
+    family: str | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    second_time: str = "none",
+    guidance: float | None = None,
+    few_step: bool | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> NeuralFlowMap:
+    """The transformer of a pipeline as a frozen flow map; text encoders and autoencoder are not loaded.
+
+    Args:
+        where: a folder written by a pipeline's save_pretrained, or a hub id.
+        family: refused if the folder holds another; found out if omitted.
+        height, width: of pictures in pixels; the model's usual size if omitted.
+        guidance: the scale where conditions give none, for guidance-embedded models.
+        few_step: whether the model knows jumps to clean data only. If omitted: FLUX.1 without a guidance
+            embedding (schnell) is, all others are not.
+
+    Raises:
+        UserError: when files are missing, pickled, or of another family.
+    """
+    package = library()
+    with one_line(where):
+        config = package.AutoencoderKL.load_config(where, subfolder="transformer")
+        found = family_of(str(config.get("_class_name")), where)
+        _check_family(family, found, where)
+        vae = package.AutoencoderKL.load_config(where, subfolder="vae")
+        shape = latent_shape(found, config, compression(vae), height, width)
+        transformer_class = getattr(package, found.names.transformer)
+        transformer = transformer_class.from_pretrained(
+            where, subfolder="transformer", dtype=dtype or torch.float32, use_safetensors=True
+        )
+    if few_step is None:
+        few_step = found is Flux and not found.embeds_guidance(transformer)
+    network = found(transformer, second_time=second_time, guidance=guidance, few_step=few_step)
+    flow_map = NeuralFlowMap(network, Linear(), shape)
+    return flow_map.to(device).eval().requires_grad_(False)
+
+
+def load_pipeline(where: str, *, dtype: torch.dtype | None = None) -> Any:
+    """The whole pipeline, as diffusers makes it.
+
+    Raises:
+        UserError: when files are missing, pickled, or of no family known here.
+    """
+    package = library()
+    with one_line(where):
+        pipeline = package.DiffusionPipeline.from_pretrained(
+            where, dtype=dtype or torch.float32, use_safetensors=True
+        )
+    family_of(type(pipeline.transformer).__name__, where)
+    return pipeline
+
+
+def family_pipeline(components: Mapping[str, Any]) -> Any:
+    """diffusers' own pipeline over parts by name, which it shares; other parts are left out."""
+    family = family_of(type(components["transformer"]).__name__, "the pipeline")
+    pipeline_class = getattr(library(), family.names.pipeline)
+    wanted = inspect.signature(pipeline_class).parameters
+    return pipeline_class(**{name: part for name, part in components.items() if name in wanted})
+
+
+def compression(vae: Any) -> int:
+    """How many pixels make the side of a latent, from an autoencoder's config."""
+    blocks = vae.get("block_out_channels") or vae.get("encoder_block_out_channels")
+    return 2 ** (len(blocks) - 1)
+
+
+def latent_shape(
+    family: type[LatentTransformer], config: Any, factor: int, height: int | None, width: int | None
+) -> tuple[int, int, int]:
+    """(C, H, W) of pictures of that size.
+
+    Raises:
+        UserError: when latents would not divide into patches.
+    """
+    usual = (config.get("sample_size") or 128) * factor
+    patch = family.patch(config)
+    size = (usual if height is None else height, usual if width is None else width)
+    for name, pixels in zip(("height", "width"), size, strict=True):
+        if pixels < 1 or pixels % (factor * patch):
+            raise UserError(f"{name} must be a multiple of {factor * patch} pixels, got {pixels}")
+    return (family.latent_channels(config), size[0] // factor, size[1] // factor)
+
+
+@torch.no_grad()
+def encode_prompts(
+    pipeline: Any,
+    prompts: Sequence[str],
+    *,
+    guidance_scale: float | None = None,
+    negative_prompt: str = "",
+    max_sequence_length: int | None = None,
+) -> dict[str, Tensor]:
+    """Conditions of the prompts, one row each, by the pipeline's own text encoders.
+
+    Args:
+        pipeline: of diffusers, of one of the families.
+        guidance_scale: w; families without a guidance embedding get the negative prompt's conditions too,
+            unless w is 1 or omitted.
+    """
+    family = family_of(type(pipeline.transformer).__name__, "the pipeline")
+    options = {} if max_sequence_length is None else {"max_sequence_length": max_sequence_length}
+    embeds = family.embeds_guidance(pipeline.transformer)
+    two_passes = family.guided and guidance_scale is not None and guidance_scale != 1
+    cond = family.encode(pipeline, list(prompts), negative_prompt if two_passes else None, options)
+    if guidance_scale is not None and (embeds or two_passes):
+        rows = cond["prompt_embeds"]
+        cond[SCALE] = rows.new_full((len(rows),), guidance_scale, dtype=torch.float32)
+    return cond
+
+
+def _check_family(wanted: str | None, found: type[LatentTransformer], where: str) -> None:
+    if wanted is None:
+        return
+    if wanted not in FAMILIES:
+        raise UserError(
+            f"family must be one of {', '.join(FAMILIES)}, got {wanted!r}{nearest(wanted, FAMILIES)}"
+        )
+    if FAMILIES[wanted] is not found:
+        own = found.names
+        raise UserError(f"{where} holds a {own.transformer}, not family {wanted}: set family to {own.family}")
+
+
+@contextmanager
+def one_line(where: str) -> Iterator[None]:
+    """Turn what diffusers raises about ``where`` into one line with the remedy."""
+    try:
+        yield
+    except UserError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"{where} does not fit in memory: load it in bfloat16, or on a larger device"
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, json.JSONDecodeError) as error:
+        raise UserError(_explanation(where, error)) from error
+
+
+def _explanation(where: str, error: BaseException) -> str:
+    kinds: set[str] = set()
+    cause: BaseException | None = error
+    while cause is not None:
+        kinds |= {kind.__name__ for kind in type(cause).__mro__}
+        cause = cause.__cause__ or cause.__context__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = lines[0].rstrip(".") if lines else type(error).__name__
+    folder = Path(where).expanduser()
+    if folder.is_dir():
+        weights = folder / "transformer"
+        if not (weights / "config.json").is_file():
+            return f"{where} has no transformer/config.json: give a folder that a pipeline was saved to"
+        if not list(weights.glob("*.safetensors")):
+            return f"{where} has no transformer/*.safetensors (pickles are not read): download it again"
+        return f"{where} cannot be loaded: {first}"
+    if folder.exists() or where.startswith((".", "/", "~")):
+        return f"there is no folder {where}: give one written by a pipeline's save_pretrained, or a hub id"
+    if "GatedRepoError" in kinds:
+        page = f"https://huggingface.co/{where}"
+        return f"{where} is gated: accept its licence at {page}, then run `hf auth login`"
+    if kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError"}:
+        return (
+            f"{where} is no folder here, not in the hub's cache, and the hub cannot be reached: run "
+            f"`hf download {where}` where there is a network, and give the folder"
+        )
+    if kinds & {"RepositoryNotFoundError", "HFValidationError"}:
+        return f"{where} is neither a folder nor a repository of the hub that you may read; check the name"
+    return f"{where} cannot be loaded: {first}"

@@ -1,0 +1,291 @@
+"""Steering a text-to-image model as a diffusers pipeline; needs the extra ``fmtt[diffusers]``.
+
+pipe = FMTTPipeline.from_pretrained("black-forest-labs/FLUX.1-dev", dtype=torch.bfloat16)
+pipe.flow_map = fmtt.load("my-flow-map", dtype=torch.bfloat16)
+out = pipe("a clock that reads 3:47", reward=my_reward, num_particles=8, num_inference_steps=16)
+out.images, out.rewards, out.log_weights
+"""
+
+# pyright: reportPrivateImportUsage=false
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKL,
+    DiffusionPipeline,
+    FlowMapEulerDiscreteScheduler,
+    FluxTransformer2DModel,
+    SanaTransformer2DModel,
+    SD3Transformer2DModel,
+)
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+from fmtt.errors import UserError
+from fmtt.flow.flow_map import NeuralFlowMap
+from fmtt.flow.interpolant import Linear
+from fmtt.models.diffusers import export, pretrained
+from fmtt.models.diffusers.adapters import adapter_layers
+from fmtt.models.diffusers.decoder import DecodedReward, Decoder
+from fmtt.models.diffusers.steps import StepEnd, ToldVelocity, sample_through, times_of
+from fmtt.models.diffusers.student import network_of
+from fmtt.steering.cost import Cost
+from fmtt.steering.result import SearchResult, TiltResult
+from fmtt.steering.search import search
+from fmtt.steering.setup import particles
+from fmtt.steering.tilt import tilt
+from fmtt.types import Reward, VelocityField
+
+MODES = ("tilt", "search")
+FLOW_MAP = "flow_map"
+"""Folder of the flow map's own weights inside a pipeline's folder."""
+OUTPUTS = ("pil", "np", "pt", "latent")
+
+
+@dataclass
+class FMTTPipelineOutput(BaseOutput):
+    """Images of P prompts, N each, prompt by prompt; what has no meaning in a mode is None.
+
+    Attributes:
+        images: as ``output_type`` says: a list of PIL images, an array (P*N, H, W, 3), or a tensor.
+        rewards: (P*N,).
+        log_weights: (P*N,), and ``log_z``, a scalar or (P,): of a tilt; a search has none.
+        cost: what the run spent, decodes included.
+        result: all that the run knows, with latents for samples.
+    """
+
+    images: Any
+    rewards: Tensor | None = None
+    log_weights: Tensor | None = None
+    log_z: Tensor | None = None
+    cost: Cost | None = None
+    result: TiltResult | SearchResult | None = None
+
+
+class FMTTPipeline(DiffusionPipeline):
+    """Text-to-image by a flow map, with or without a reward, for FLUX.1, SD3 and SANA.
+
+    ``flow_map`` is a map over this pipeline's kind of latents (from :func:`fmtt.load`); without one, the
+    pipeline's own transformer serves, a step of which is an Euler step. The transformer and the autoencoder
+    are never offloaded, since gradients pass through them; text encoders are.
+    """
+
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->transformer->vae"
+    _exclude_from_cpu_offload = ["transformer", "vae"]
+    _optional_components = ["text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3"]
+
+    def __init__(
+        self,
+        transformer: FluxTransformer2DModel | SD3Transformer2DModel | SanaTransformer2DModel,
+        vae: AutoencoderKL | AutoencoderDC,
+        scheduler: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        text_encoder_2: Any = None,
+        tokenizer_2: Any = None,
+        text_encoder_3: Any = None,
+        tokenizer_3: Any = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            transformer=transformer,
+            vae=vae,
+            scheduler=scheduler,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
+            text_encoder_3=text_encoder_3,
+            tokenizer_3=tokenizer_3,
+        )
+        self.flow_map: NeuralFlowMap | None = None
+
+    @classmethod
+    def from_pretrained(cls, where: Any, **options: Any) -> Any:
+        """Of any pipeline of the three families, from a folder or the hub; with the flow map saved there.
+
+        Raises:
+            UserError: when files are missing, pickled, or of no family known here.
+        """
+        with pretrained.one_line(str(where)):
+            pipeline = DiffusionPipeline.from_pretrained(where, **{"use_safetensors": True, **options})
+        steered = cls.from_pipe(pipeline, dtype=pipeline.transformer.dtype)
+        if (Path(where) / FLOW_MAP).is_dir():
+            steered.flow_map = export.attach(Path(where) / FLOW_MAP, steered.transformer)
+        return steered
+
+    def save_pretrained(self, save_directory: Any, **options: Any) -> None:
+        """Write the pipeline, the flow map's own weights in a folder beside its transformer.
+
+        diffusers' own pipeline of the family opens the folder too, and has the parts but not the second time.
+
+        Raises:
+            UserError: for a flow map with unmerged adapters, or over another transformer.
+        """
+        if self.flow_map is None:
+            self._family_pipeline().save_pretrained(save_directory, **options)
+            return
+        network = network_of(self.flow_map)
+        if adapter_layers(network.transformer):
+            raise UserError(
+                "the flow map has LoRA adapters: merge them first (fmtt.models.diffusers.student.merge)"
+            )
+        pipeline = self._family_pipeline()
+        pipeline.register_modules(transformer=network.transformer, scheduler=FlowMapEulerDiscreteScheduler())
+        pipeline.save_pretrained(save_directory, **options)
+        beside = Path(save_directory) / FLOW_MAP
+        export.save(self.flow_map, beside, pretrained="..", own_transformer=False)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 16,
+        guidance_scale: float | None = None,
+        negative_prompt: str = "",
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | None = None,
+        latents: Tensor | None = None,
+        sigmas: Sequence[float] | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: StepEnd | None = None,
+        max_sequence_length: int | None = None,
+        reward: Reward | None = None,
+        num_particles: int = 4,
+        mode: str = "tilt",
+        chunk_size: int | None = None,
+        decode: dict[str, Any] | None = None,
+        **steering: Any,
+    ) -> FMTTPipelineOutput:
+        """Make images.
+
+        Args:
+            prompt: one, or several; each is a population of its own.
+            height, width: in pixels.
+            num_inference_steps: steps of the flow map, or K of the tilt or search.
+            guidance_scale: w; None leaves guidance out, where the model can do without.
+            num_images_per_prompt: without a reward; with one, ``num_particles`` says.
+            latents: initial noise (rows, C, h, w).
+            sigmas: noise levels of the steps, from 1 down, without the final 0; uniform if omitted.
+            output_type: "pil", "np" (B, H, W, 3), "pt" (B, 3, H, W), both in [0, 1], or "latent".
+            callback_on_step_end: called as (pipeline, step, sigma, {"latents": x}) after every step.
+                Without a reward, what it returns under "latents" goes on; a tilt only tells (of the first
+                ``chunk_size`` particles), and a search does not.
+            reward: scores (B,) of images (B, 3, H, W) in [0, 1] and cond, which has ``prompt_index`` (B,).
+            num_particles: per prompt.
+            mode: "tilt", weighted samples of the tilted law, or "search", with ``keep`` and ``rounds``.
+            chunk_size: samples per network call, and per decoding.
+            decode: options of the :class:`Decoder` that the reward sees through (checkpoint, tiled, reduce).
+            steering: further arguments of :func:`fmtt.tilt` or :func:`fmtt.search`: lookahead, weights, ...
+
+        Raises:
+            UserError: when arguments contradict each other.
+        """
+        self._check(mode, output_type, reward, callback_on_step_end, steering)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        flow_map = self._map(height, width)
+        cond = pretrained.encode_prompts(
+            self._family_pipeline(),
+            prompts,
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
+            max_sequence_length=max_sequence_length,
+        )
+        cond["prompt_index"] = torch.arange(len(prompts), device=self._execution_device)
+        shared: dict[str, Any] = {"cond": cond, "generator": generator, "dtype": torch.float32}
+        shared |= {"device": self._execution_device, "num_populations": len(prompts)}
+        whole = Decoder(self.vae, max_batch=chunk_size)
+        if reward is None:
+            N = num_images_per_prompt
+            start = particles(flow_map, N, x_init=latents, **shared)
+            times = times_of(sigmas, num_inference_steps)
+            told = None if callback_on_step_end is None else self._told(callback_on_step_end)
+            x = sample_through(flow_map, start.x, start.cond, times, chunk_size, told)
+            cost = Cost(forwards=x.shape[0] * (len(times) - 1), populations=len(prompts))
+            return FMTTPipelineOutput(images=self._images(x, whole, output_type, cost), cost=cost)
+        decoder = Decoder(self.vae, **{"max_batch": chunk_size, **(decode or {})})
+        shared |= {"num_particles": num_particles, "chunk_size": chunk_size, "x_init": latents}
+        shared |= {"num_steps": num_inference_steps, **steering}
+        if sigmas is not None:
+            shared |= {"times": torch.tensor(times_of(sigmas, num_inference_steps))}
+        if mode == "search":
+            found = search(flow_map, DecodedReward(reward, decoder), **shared)
+            found.cost.decodes += decoder.decodes
+            images = self._images(found.samples, whole, output_type, found.cost)
+            return FMTTPipelineOutput(images=images, rewards=found.rewards, cost=found.cost, result=found)
+        if callback_on_step_end is not None:
+            field = cast(VelocityField, shared.get("velocity") or flow_map.velocity)
+            shared["velocity"] = ToldVelocity(field, self._told(callback_on_step_end))
+        result = tilt(flow_map, DecodedReward(reward, decoder), **shared)
+        if callback_on_step_end is not None:
+            shared["velocity"].finish(num_inference_steps, result.samples)
+        result.cost.decodes += decoder.decodes
+        return FMTTPipelineOutput(
+            images=self._images(result.samples, whole, output_type, result.cost),
+            rewards=result.rewards,
+            log_weights=result.log_weights,
+            log_z=result.log_z,
+            cost=result.cost,
+            result=result,
+        )
+
+    def _check(
+        self, mode: str, output_type: str, reward: Any, callback: Any, steering: dict[str, Any]
+    ) -> None:
+        if mode not in MODES:
+            raise UserError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+        if output_type not in OUTPUTS:
+            raise UserError(f"output_type must be one of {', '.join(OUTPUTS)}, got {output_type!r}")
+        if reward is None and steering:
+            raise UserError(f"{next(iter(steering))} needs a reward")
+        if callback is not None and (mode == "search" or steering.get("lookahead") in ("euler", "ode")):
+            raise UserError(
+                "callback_on_step_end goes with mode='tilt' and look-aheads other than euler and ode"
+            )
+
+    def _map(self, height: int | None, width: int | None) -> NeuralFlowMap:
+        """The flow map, for latents of the size that is asked for."""
+        config = self.transformer.config
+        family = pretrained.family_of(type(self.transformer).__name__, "the pipeline")
+        given = self.flow_map
+        network = family(self.transformer) if given is None else network_of(given)
+        if type(network) is not family:
+            raise UserError(
+                f"flow_map is of family {network.names.family}, the pipeline of {family.names.family}"
+            )
+        factor = pretrained.compression(self.vae.config)
+        shape = pretrained.latent_shape(family, config, factor, height, width)
+        if given is not None and height is None and width is None:
+            shape = given.data_shape
+        law = Linear() if given is None else given.interpolant
+        return NeuralFlowMap(network, law, shape).to(self._execution_device).eval()
+
+    def _family_pipeline(self) -> Any:
+        return pretrained.family_pipeline(self.components)
+
+    def _told(self, callback: StepEnd) -> Callable[[int, float, Tensor], Tensor]:
+        def told(step: int, sigma: float, x: Tensor) -> Tensor:
+            return (callback(self, step, sigma, {"latents": x}) or {}).get("latents", x)
+
+        return told
+
+    @torch.no_grad()
+    def _images(self, latents: Tensor, decoder: Decoder, output_type: str, cost: Cost) -> Any:
+        if output_type == "latent":
+            return latents
+        images = decoder(latents).float()
+        cost.decodes += latents.shape[0]
+        if output_type == "pt":
+            return images
+        array = VaeImageProcessor.pt_to_numpy(images)
+        return array if output_type == "np" else VaeImageProcessor.numpy_to_pil(array)
