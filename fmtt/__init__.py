@@ -8,11 +8,12 @@ from fmtt.errors import UserError
 from fmtt.flow.interpolant import Linear, Trigonometric
 from fmtt.steering.result import SearchResult, TiltResult
 from fmtt.steering.sample import sample
-from fmtt.steering.sampler import tilt
 from fmtt.steering.search import search
+from fmtt.steering.tilt import tilt
 from fmtt.types import FlowMap, Reward, VelocityField
 
 if TYPE_CHECKING:
+    from fmtt.evaluation.certify import certify
     from fmtt.models.checkpoint import load
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ __all__ = [
     "Trigonometric",
     "UserError",
     "VelocityField",
+    "certify",
     "load",
     "sample",
     "search",
@@ -38,4 +40,8 @@ def __getattr__(name: str) -> Any:
         from fmtt.models.checkpoint import load
 
         return load
+    if name == "certify":
+        from fmtt.evaluation.certify import certify
+
+        return certify
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fmtt.steering import smc
+from fmtt.steering import diversity, smc
 from fmtt.steering.cost import Cost
+from fmtt.steering.history import History, SearchHistory
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+__all__ = ["Expectation", "History", "SearchHistory", "SearchResult", "TiltResult"]
 
 
 class Expectation(NamedTuple):
@@ -25,30 +34,6 @@ class Expectation(NamedTuple):
     value: Tensor
     standard_error: Tensor
     reason: str = ""
-
-
-class History(NamedTuple):
-    """What happened at each of K steps; row k describes the arrival at ``t[k]``.
-
-    Attributes:
-        t: (K,) times.
-        ess: (K, P) effective sample size as a fraction, before any resampling.
-        log_z: (K, P) running estimate of log E[e^{r_t}].
-        work_variance: (K, P) variance of the step's log-weight increment.
-        thermodynamic_length: (K, P) running sum of its root.
-        total_discrepancy: (K, P) running sum of log E[w^2] - 2 log E[w] over incremental weights w.
-        resampled: (K, P) bool.
-        ancestors: (K, P, N) the particle of the step before that each one continues.
-    """
-
-    t: Tensor
-    ess: Tensor
-    log_z: Tensor
-    work_variance: Tensor
-    thermodynamic_length: Tensor
-    total_discrepancy: Tensor
-    resampled: Tensor
-    ancestors: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +112,27 @@ class TiltResult:
             torch.stack([p.value for p in parts]), torch.stack([p.standard_error for p in parts]), reason
         )
 
+    @property
+    def distinct_ancestors(self) -> Tensor:
+        """How many initial particles the samples of each population descend from, (P,)."""
+        return diversity.distinct_ancestors(self.eve, self.num_populations)
+
+    @property
+    def pooled_log_z(self) -> Expectation:
+        """log of the mean Z of independent runs of one problem, with a standard error from their spread."""
+        log_z = self.log_z.reshape(-1)
+        P = log_z.shape[0]
+        value = torch.logsumexp(log_z, 0) - math.log(P)
+        if P < 2:
+            return Expectation(value, torch.full_like(value, float("nan")), "there is one population only")
+        return Expectation(value, (log_z - value).exp().std() / P**0.5)
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """Draw the history (needs matplotlib), one line per population, and write it to ``path`` if given."""
+        from fmtt.steering.plot import plot_history
+
+        return plot_history(self.history, path)
+
     def resample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw n unweighted samples per population: (P*n, *D)."""
         log_weights = self.log_weights.reshape(self.num_populations, -1)
@@ -145,6 +151,9 @@ class SearchResult:
         history: one row per round and population: time, highest and mean look-ahead reward.
         cost: what the search spent.
         base_law: a sentence that says that there is none.
+        eve: (P*N,) the initial candidate (within its population) that each sample descends from, where the
+            method knows it.
+        judge_rewards: (P,) what another reward says of :attr:`best`, where one was given.
     """
 
     samples: Tensor
@@ -154,30 +163,33 @@ class SearchResult:
     cost: Cost
     base_law: str
     num_populations: int = 1
+    eve: Tensor | None = None
+    judge_rewards: Tensor | None = None
+
+    @property
+    def best_rows(self) -> Tensor:
+        """Row numbers (P,) of :attr:`best` in ``samples``."""
+        return _best_rows(self.rewards, self.num_populations)
 
     @property
     def best(self) -> Tensor:
         """The sample of highest reward of each population, (P, *D)."""
-        return self.samples[_best_rows(self.rewards, self.num_populations)]
+        return self.samples[self.best_rows]
 
     @property
     def best_rewards(self) -> Tensor:
         """Rewards of :attr:`best`, (P,)."""
-        return self.rewards[_best_rows(self.rewards, self.num_populations)]
+        return self.rewards[self.best_rows]
 
+    @property
+    def distinct_ancestors(self) -> Tensor | None:
+        """How many initial candidates the samples of each population descend from, (P,)."""
+        return None if self.eve is None else diversity.distinct_ancestors(self.eve, self.num_populations)
 
-class SearchHistory(NamedTuple):
-    """Look-ahead rewards of the candidates at each round.
-
-    Attributes:
-        t: (R,) times of the selections.
-        best: (R, P) highest reward among candidates.
-        mean: (R, P) mean reward of candidates.
-    """
-
-    t: Tensor
-    best: Tensor
-    mean: Tensor
+    @property
+    def mean_pairwise_distance(self) -> Tensor:
+        """Mean root-mean-square difference per coordinate over pairs of samples, (P,); nan for N = 1."""
+        return diversity.mean_pairwise_distance(self.samples, self.num_populations)
 
 
 def _best_rows(rewards: Tensor, num_populations: int) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from fmtt.errors import UserError
-from fmtt.steering import smc
 from fmtt.steering.dynamics import Needs, noisy_steps
 from fmtt.steering.lookahead import Lookahead, NoLookahead
+from fmtt.steering.resampling import RESAMPLERS
 from fmtt.steering.schedule import Plan
 
 WEIGHTS = ("exact", "paper", "path", "none")
@@ -28,81 +30,128 @@ def check_kernel(kernel: str, lookahead: Lookahead) -> None:
 
 
 @dataclass(frozen=True)
+class Resampling:
+    """When and how a population is resampled.
+
+    Attributes:
+        scheme: its name, or "none".
+        threshold: resample when the ESS fraction falls below; 0 is never.
+        steps: resample on arrival at these steps and no others; None leaves it to the threshold.
+        share: the part of the population that takes part.
+        final: whether the finished samples are resampled to equal weights.
+    """
+
+    scheme: str = "systematic"
+    threshold: float = 0.5
+    steps: frozenset[int] | None = None
+    share: float = 1.0
+    final: bool = False
+
+
+def resampling_steps(times: Sequence[float], at: Sequence[float] | None) -> frozenset[int] | None:
+    """The steps that first reach each of the times ``at``; None where none are given.
+
+    Raises:
+        UserError: when a time is not inside the run.
+    """
+    if at is None:
+        return None
+    wrong = [t for t in at if not times[0] < t < 1]
+    if wrong:
+        raise UserError(f"resample_at must lie between {times[0]:g} and 1, got {wrong[0]:g}")
+    return frozenset(next(k for k, t in enumerate(times) if t >= wanted - 1e-9) for wanted in at)
+
+
+@dataclass(frozen=True)
 class Rule:
     """How a run moves, weighs and resamples.
 
     Attributes:
-        guides: whether the reward's gradient enters the drift.
+        gradient: "reverse", "zeroth" or "none": what enters the drift.
+        drifts: chi of each step.
         every: steps between look-aheads; in between, the last gradient and reward are kept.
-        threshold: resample a population when its ESS fraction falls below; 0 is never.
     """
 
     plan: Plan
     weights: str
     kernel: str
-    guides: bool
+    gradient: str
     guidance: float
-    chi: float
+    drifts: tuple[float, ...]
     every: int
-    threshold: float
+    resampling: Resampling
     num_populations: int
     num_particles: int
+
+    @property
+    def guides(self) -> bool:
+        """Whether the reward's gradient enters the drift."""
+        return self.gradient != "none"
+
+    @property
+    def drifts_any(self) -> bool:
+        """Whether chi is positive somewhere."""
+        return any(chi != 0 for chi in self.drifts)
 
     def noisy(self, k: int) -> bool:
         """Whether step k draws noise."""
         return 0 <= k < self.plan.num_steps and noisy_steps(self.plan.noises, self.kernel)[k]
 
+    def active(self, k: int) -> bool:
+        """Whether lambda at t_k may be other than 0."""
+        return k > 0 if self.plan.adaptive else self.plan.strengths[k] != 0
+
     def needs(self, k: int) -> Needs:
         """What has to be known of the particles at t_k."""
-        K, strength = self.plan.num_steps, self.plan.strengths
+        K = self.plan.num_steps
         if k == K:
             return Needs(value=True)
         looks = k % self.every == 0
-        steered = any(strength[j] != 0 and self.noisy(j) for j in range(k, min(k + self.every, K)))
+        steered = any(self.active(j) and self.noisy(j) for j in range(k, min(k + self.every, K)))
         gradient = self.guides and looks and steered
         renoises = self.kernel == "renoise"
+        laplacian = False
         if self.weights == "exact":
             value, differs = True, self.noisy(k) or self.noisy(k - 1)
-            gradient = gradient or (strength[k] != 0 and differs)
+            gradient = gradient or (self.active(k) and differs)
+            laplacian = gradient and self.drifts_any
         elif self.weights == "path":
-            value = strength[k] != 0 and (looks or renoises)
+            value = self.active(k) and (looks or renoises)
         else:
             value = self.weights == "paper"
-        return Needs(velocity=not renoises, value=value or gradient, gradient=gradient, endpoint=renoises)
+        return Needs(not renoises, value or gradient, gradient, renoises, laplacian)
+
+    @cached_property
+    def looks_left(self) -> tuple[int, ...]:
+        """How many of the arrivals after t_k compute rewards, for every k < K."""
+        seen = [self.needs(k).value for k in range(self.plan.num_steps + 1)]
+        return tuple(sum(seen[k + 1 :]) for k in range(self.plan.num_steps))
+
+    def reward_calls(self, probes: int) -> int:
+        """Reward calls per particle, with ``probes`` antithetic pairs for each zeroth-order gradient."""
+        needs = [self.needs(k) for k in range(self.plan.num_steps + 1)]
+        pairs = probes * sum(n.gradient for n in needs) if self.gradient == "zeroth" else 0
+        return sum(n.value for n in needs) + 2 * pairs
 
 
-def check(rule: Rule, resample: str, ess_threshold: float) -> None:
+def check(rule: Rule) -> None:
     """Refuse combinations that have no right weights.
 
     Raises:
         UserError: naming the arguments and the remedy.
     """
-    K = rule.plan.num_steps
-    free = rule.weights in ("path", "none")
     if rule.weights not in WEIGHTS:
         raise UserError(f"weights must be one of {', '.join(WEIGHTS)}, got {rule.weights!r}")
-    if resample not in smc.RESAMPLERS:
-        raise UserError(f"resample must be one of {', '.join(smc.RESAMPLERS)}, got {resample!r}")
-    if not 0 <= ess_threshold <= 1:
-        raise UserError(f"ess_threshold must lie in [0, 1], got {ess_threshold}")
+    _check_resampling(rule.resampling, rule.weights)
     if rule.every < 1:
         raise UserError(f"gradient_every must be at least 1, got {rule.every}")
-    noisy = any(rule.noisy(k) for k in range(K))
-    if rule.chi != 0 and not free:
-        raise UserError(
-            f"chi={rule.chi:g} with weights={rule.weights!r} needs a Laplacian: use weights='path'"
-        )
-    if rule.chi != 0 and not noisy:
+    noisy = any(rule.noisy(k) for k in range(rule.plan.num_steps))
+    if rule.drifts_any and not noisy:
         raise UserError("chi needs noise > 0: guidance of a deterministic step has no density ratio")
-    if not free:
-        if rule.guidance != 1:
-            raise UserError(f"guidance={rule.guidance:g} under weights={rule.weights!r}: use weights='path'")
-        if rule.every != 1:
-            raise UserError(f"gradient_every={rule.every} under weights={rule.weights!r}: use weights='path'")
-        if rule.kernel != "sde":
-            raise UserError(f"kernel={rule.kernel!r} under weights={rule.weights!r}: use weights='path'")
-        if not rule.guides and noisy:
-            raise UserError(f"weights={rule.weights!r} needs the reward's gradient: or use weights='path'")
+    if rule.drifts_any and not rule.guides:
+        raise UserError("chi moves along the reward's gradient: it needs a gradient other than 'none'")
+    if rule.weights in ("exact", "paper"):
+        _check_continuous(rule, noisy)
     if rule.weights == "paper":
         warnings.warn(
             "weights='paper' leaves out the look-ahead's error and is biased unless the flow map is exact; "
@@ -111,9 +160,48 @@ def check(rule: Rule, resample: str, ess_threshold: float) -> None:
         )
 
 
-def base_law(rule: Rule, given: bool, t_start: float) -> str:
-    """The law that the run tilts, and how far its weights are exact for it."""
-    start = f"the given states at t={t_start:g}" if given else "N(0, I) at t=0"
+def _check_continuous(rule: Rule, noisy: bool) -> None:
+    """Refuse what only path weights can make up for."""
+    under = f"under weights={rule.weights!r}: use weights='path'"
+    if rule.drifts_any and rule.weights == "paper":
+        raise UserError("chi with weights='paper' needs a Laplacian: use weights='exact' or 'path'")
+    if rule.guidance != 1:
+        raise UserError(f"guidance={rule.guidance:g} {under}")
+    if rule.every != 1:
+        raise UserError(f"gradient_every={rule.every} {under}")
+    if rule.kernel != "sde":
+        raise UserError(f"kernel={rule.kernel!r} {under}")
+    if rule.gradient == "zeroth":
+        raise UserError(f"gradient='zeroth' {under}")
+    if not rule.guides and noisy:
+        raise UserError(f"weights={rule.weights!r} needs the reward's gradient: or use weights='path'")
+
+
+def _check_resampling(resampling: Resampling, weights: str) -> None:
+    if resampling.scheme not in RESAMPLERS:
+        raise UserError(f"resample must be one of {', '.join(RESAMPLERS)}, got {resampling.scheme!r}")
+    if not 0 <= resampling.threshold <= 1:
+        raise UserError(f"ess_threshold must lie in [0, 1], got {resampling.threshold}")
+    if not 0 < resampling.share <= 1:
+        raise UserError(f"resample_share must lie in (0, 1], got {resampling.share}")
+    wanted = resampling.final or resampling.steps is not None
+    if wanted and (resampling.scheme == "none" or weights == "none"):
+        argument = "final_resample" if resampling.final else "resample_at"
+        why = "resample='none'" if resampling.scheme == "none" else "weights='none'"
+        raise UserError(f"{argument} contradicts {why}")
+
+
+def base_law(rule: Rule, given: str | None, t_start: float) -> str:
+    """The law that the run tilts, and how far its weights are exact for it.
+
+    Args:
+        given: what was given to start from, "state" or "clean"; None for noise.
+    """
+    start = {
+        None: "N(0, I) at t=0",
+        "state": f"the given states at t={t_start:g}",
+        "clean": f"the given samples noised by the interpolant to t={t_start:g}",
+    }[given]
     process = (
         "few-step chain that jumps to the look-ahead and noises again"
         if rule.kernel == "renoise"

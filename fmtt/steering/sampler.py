@@ -1,11 +1,12 @@
-"""Flow Map Trajectory Tilting: exact reward-tilted sampling (arXiv 2511.22688).
+"""Flow Map Trajectory Tilting: the state of a run and its step (arXiv 2511.22688).
 
 Algorithm, for K steps on a grid t_0 < ... < t_K = 1:
     init    x ~ N(0, I), log w = 0
     step k  1. look ahead:  f = r(l_t(x)), its gradient and residual, from one reverse pass
             2. move:        x' ~ N(m + g, v I), m from the unguided SDE, g = eps h grad(lambda f)
-            3. weigh:       log w += dA
-            4. if the effective sample size is low: log Z += log mean w, resample, log w = 0
+            3. strengthen:  lambda' from the plan, or from the weights and the last f
+            4. weigh:       log w += dA
+            5. if due:      log Z += log mean w, resample, log w = 0
     end     log Z += log mean w
 """
 
@@ -16,14 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fmtt.steering import dynamics, setup, smc
-from fmtt.steering import lookahead as lookaheads
-from fmtt.steering import rule as rules
-from fmtt.steering import schedule as schedules
-from fmtt.steering.dynamics import Evaluation, Problem
-from fmtt.steering.result import History, TiltResult
+from fmtt.steering import adaptive, dynamics, resampling, smc
+from fmtt.steering.dynamics import Evaluation, Kernel, Problem
 from fmtt.steering.rule import Rule
-from fmtt.types import Cond, FlowMap, Reward, VelocityField
+from fmtt.steering.weights import Strength
 
 
 class Particles(NamedTuple):
@@ -33,6 +30,7 @@ class Particles(NamedTuple):
         x: (B, *D).
         evaluation: what is known at x.
         potential: lambda f (B,) at the last look-ahead, float64.
+        value: f (B,) at the last look-ahead, float64; nan before the first.
         gradient: grad f (B, *D) at the last look-ahead, or None.
         eve: (B,) initial particle within the population.
     """
@@ -40,17 +38,19 @@ class Particles(NamedTuple):
     x: Tensor
     evaluation: Evaluation
     potential: Tensor
+    value: Tensor
     gradient: Tensor | None
     eve: Tensor
 
 
 class State(NamedTuple):
-    """The sampler between steps: ``log_weights`` (P, N) and ``log_z`` (P,), float64."""
+    """The sampler between steps: ``log_weights`` (P, N), ``log_z`` and lambda ``strength`` (P,), float64."""
 
     step: int
     particles: Particles
     log_weights: Tensor
     log_z: Tensor
+    strength: Tensor
 
 
 class Info(NamedTuple):
@@ -60,42 +60,53 @@ class Info(NamedTuple):
     ess: Tensor
     log_z: Tensor
     work_variance: Tensor
+    length: Tensor
     discrepancy: Tensor
     resampled: Tensor
     ancestors: Tensor
+    strength: Tensor
+    mean_reward: Tensor
+    best_reward: Tensor
+    guidance_ratio: Tensor
 
 
-def init(problem: Problem, rule: Rule, x: Tensor) -> State:
+def init(problem: Problem, rule: Rule, x: Tensor, generator: torch.Generator | None = None) -> State:
     """The state before the first step, from particles x (P*N, *D)."""
     P, N = rule.num_populations, rule.num_particles
-    evaluation = dynamics.evaluate(problem, x, rule.plan.times[0], rule.needs(0))
+    evaluation = dynamics.evaluate(problem, x, rule.plan.times[0], rule.needs(0), generator=generator)
     zeros = torch.zeros(P, N, dtype=torch.float64, device=x.device)
+    flat = zeros.reshape(-1)
+    value = torch.full_like(flat, float("nan")) if evaluation.value is None else evaluation.value
     eve = torch.arange(N, device=x.device).repeat(P)
-    particles = Particles(x, evaluation, zeros.reshape(-1), evaluation.gradient, eve)
-    return State(0, particles, zeros, zeros[:, 0].clone())
+    particles = Particles(x, evaluation, flat, value, evaluation.gradient, eve)
+    return State(0, particles, zeros, zeros[:, 0].clone(), zeros[:, 0].clone())
 
 
 def step(problem: Problem, rule: Rule, state: State, generator: torch.Generator | None) -> tuple[State, Info]:
-    """Move, weigh and, where needed, resample all particles."""
+    """Move, weigh and, where due, resample all particles."""
     k, particles, now = state.step, state.particles, state.particles.evaluation
+    table = (rule.num_populations, rule.num_particles)
     t, t_next = rule.plan.times[k], rule.plan.times[k + 1]
-    strength = rule.plan.strengths[k], rule.plan.strengths[k + 1]
-    x, interpolant = particles.x, problem.interpolant
-    kernel = dynamics.kernel(rule.kernel, interpolant, x, now, t, t_next, rule.plan.noises[k])
+    kernel = dynamics.kernel(
+        rule.kernel, problem.interpolant, particles.x, now, t, t_next, rule.plan.noises[k]
+    )
     noise = shift = None
     if rule.noisy(k):
-        noise = smc.normal(tuple(x.shape), generator, x.device, x.dtype)
-        if rule.guides and particles.gradient is not None and strength[0] != 0:
+        noise = smc.normal(tuple(particles.x.shape), generator, particles.x.device, particles.x.dtype)
+        if rule.guides and particles.gradient is not None and rule.active(k):
             shift = dynamics.shift_of(
-                particles.gradient, kernel, t_next - t, strength[0], rule.guidance, rule.chi
+                particles.gradient, kernel, t_next - t, _held(rule, state), rule.guidance, rule.drifts[k]
             )
     x, log_ratio = dynamics.guided(kernel, shift, noise)
-    after = dynamics.evaluate(problem, x, t_next, rule.needs(k + 1))
+    after = dynamics.evaluate(problem, x, t_next, rule.needs(k + 1), generator=generator)
 
-    potential = particles.potential if after.value is None else strength[1] * after.value
+    reached, strength = _strengthen(rule, state, after)
+    potential, value = particles.potential, particles.value
+    if after.value is not None:
+        potential, value = strength[1] * after.value, after.value
     if rule.weights == "exact":
         increment = dynamics.exact_increment(
-            now, after, strength, t_next - t, deterministic=not rule.noisy(k)
+            now, after, strength, t_next - t, deterministic=not rule.noisy(k), chi=rule.drifts[k]
         )
     elif rule.weights == "paper":
         increment = dynamics.paper_increment(now, after, strength)
@@ -105,166 +116,91 @@ def step(problem: Problem, rule: Rule, state: State, generator: torch.Generator 
         increment = torch.zeros_like(log_ratio)
 
     gradient = particles.gradient if after.gradient is None else after.gradient
-    moved = Particles(x, after, potential, gradient, particles.eve)
-    increment = increment.reshape(rule.num_populations, rule.num_particles)
+    moved = Particles(x, after, potential, value, gradient, particles.eve)
+    increment = increment.reshape(table)
     statistics = smc.increment_statistics(state.log_weights, increment)
     log_weights = state.log_weights + increment
     ess = smc.ess_fraction(log_weights)
     log_z = state.log_z + smc.log_mean_exp(log_weights)
-    ancestors = torch.arange(rule.num_particles, device=x.device).expand_as(log_weights)
-    resampled = ess < rule.threshold
-    done = k + 1 == rule.plan.num_steps
-    if done or not bool(resampled.any()):
-        resampled = torch.zeros_like(resampled)
-        new = State(k + 1, moved, log_weights, log_z if done else state.log_z)
-    else:
-        mask = resampled[:, None]
-        ancestors = torch.where(mask, smc.systematic(log_weights, generator), ancestors)
-        moved = smc.gather(moved, smc.flat_index(ancestors, rule.num_particles))
-        log_weights = torch.where(mask, torch.zeros_like(log_weights), log_weights)
-        new = State(k + 1, moved, log_weights, torch.where(resampled, log_z, state.log_z))
+    rewards = value.reshape(table)
+    mean_reward = (torch.softmax(log_weights, 1) * rewards).sum(1)
+    ratio = _guidance_ratio(shift, kernel, particles.x, now, t_next - t, table)
+    new = State(k + 1, moved, log_weights, state.log_z, reached)
+    new, ancestors, resampled = _resample(rule, new, ess, log_z, generator)
     return new, Info(
-        t_next, ess, log_z, statistics.work_variance, statistics.discrepancy, resampled, ancestors
+        t_next,
+        ess,
+        log_z,
+        statistics.work_variance,
+        statistics.length,
+        statistics.discrepancy,
+        resampled,
+        ancestors,
+        reached,
+        mean_reward,
+        rewards.amax(1),
+        ratio,
     )
 
 
-@torch.inference_mode(False)
-@torch.no_grad()
-def tilt(
-    flow_map: FlowMap,
-    reward: Reward,
-    *,
-    num_particles: int,
-    num_steps: int = 50,
-    data_shape: tuple[int, ...] | None = None,
-    cond: Cond | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    lookahead: str | lookaheads.Lookahead = "flow_map",
-    lookahead_steps: int = 1,
-    weights: str = "exact",
-    schedule: str | schedules.Scalar = "linear",
-    noise: float | schedules.Scalar = 1.0,
-    guidance: float = 1.0,
-    chi: float = 0.0,
-    times: str | schedules.Scalar | Tensor = "uniform",
-    gradient: str = "auto",
-    gradient_every: int = 1,
-    max_reward_calls: int | None = None,
-    x_init: Tensor | None = None,
-    t_start: float = 0.0,
-    resample: str = "systematic",
-    ess_threshold: float = 0.5,
-    chunk_size: int | None = None,
-    velocity: VelocityField | None = None,
-    generator: torch.Generator | None = None,
-    num_populations: int | None = None,
-    kernel: str = "sde",
-) -> TiltResult:
-    """Sample from rho e^r / Z, the model's law tilted by a reward.
+def _held(rule: Rule, state: State) -> float | Tensor:
+    """lambda at the start of a step: one for all, or of every particle (B,)."""
+    if rule.plan.adaptive is None:
+        return rule.plan.strengths[state.step]
+    return state.strength.repeat_interleave(rule.num_particles)
+
+
+def _strengthen(rule: Rule, state: State, after: Evaluation) -> tuple[Tensor, Strength]:
+    """(lambda (P,) at the step's end, lambda of every particle at its start and end).
+
+    An adaptive lambda comes from the rewards seen before the step; if there are none, from those after it.
+    """
+    plan, k = rule.plan, state.step
+    if plan.adaptive is None:
+        end = plan.strengths[k + 1]
+        return torch.full_like(state.strength, end), (plan.strengths[k], end)
+    reached = state.strength
+    if after.value is not None:
+        seen = state.particles.value
+        values = (after.value if bool(seen[0].isnan()) else seen).reshape(state.log_weights.shape)
+        reached = adaptive.next_strength(
+            plan.adaptive, state.strength, state.log_weights, values, rule.looks_left[k]
+        )
+    return reached, (_held(rule, state), reached.repeat_interleave(rule.num_particles))
+
+
+def _resample(
+    rule: Rule, state: State, ess: Tensor, log_z: Tensor, generator: torch.Generator | None
+) -> tuple[State, Tensor, Tensor]:
+    """(the state after any resampling, ancestors (P, N), which populations (P,) were resampled).
 
     Args:
-        flow_map: the map; its velocity drives the particles unless ``velocity`` is given.
-        reward: samples (B, *D) and cond to scores (B,).
-        num_particles: N, per population.
-        num_steps: K, steps of the time grid.
-        cond: one row for all, or one row per population.
-        lookahead: "flow_map", "denoiser", "euler", "none", or a Lookahead.
-        lookahead_steps: k of the flow map's or Euler's look-ahead.
-        weights: "exact" corrects for the look-ahead's error and takes the velocity as the model's own;
-            "path" is exact for the discretised base process under any guidance; "paper" assumes an exact
-            flow map and warns; "none" guides without weights.
-        schedule: lambda(t) from 0 to 1, "linear" or a callable.
-        noise: eps_t = noise * alpha_t, or a callable eps(t).
-        guidance: multiplier of the reward's gradient; other than 1 needs weights="path" or "none".
-        chi: extra gradient drift; other than 0 needs weights="path" or "none".
-        times: "uniform", a callable bending [0, 1] onto itself, or the K + 1 times.
-        gradient: "auto" uses the reward's gradient, "none" leaves it out.
-        gradient_every: look ahead at every m-th step only and keep the gradient in between; needs
-            weights="path" or "none".
-        max_reward_calls: refuse to start if the run would score more samples than this.
-        x_init, t_start: start from these states (1, N or P*N rows) at this time.
-        resample: "systematic" or "none"; a population is resampled when its ESS fraction falls below
-            ``ess_threshold``.
-        chunk_size: particles per network call, to bound memory. Noise is drawn for all of them, so results
-            agree up to the last bits in which a network's kernels depend on the batch.
-        velocity: another velocity field for the particles, for instance the map's teacher.
-        num_populations: P independent populations in one batch; the rows of ``cond`` if omitted.
-        kernel: "sde", or "renoise" to jump to the look-ahead's endpoint and noise it again, which
-            suits few steps and needs weights="path" or "none".
-
-    Raises:
-        UserError: when arguments contradict each other; the message names them.
+        log_z: log Z with the weights of ``state`` counted in.
     """
-    plan = schedules.build(
-        num_steps, flow_map.interpolant, times=times, schedule=schedule, noise=noise, t_start=t_start
-    )
-    field = flow_map.velocity if velocity is None else velocity
-    start = setup.particles(
-        flow_map, num_particles, num_populations, data_shape, cond, device, dtype, x_init, t_start, generator
-    )
-    ahead = lookaheads.build(lookahead, lookahead_steps, flow_map, field)
-    rules.check_kernel(kernel, ahead)
-    problem = Problem(
-        field,
-        flow_map.interpolant,
-        ahead,
-        reward,
-        start.cond,
-        chunk_size,
-        start.cost,
-    )
-    guides = setup.uses_gradient(problem, start, gradient)
-    rule = Rule(
-        plan,
-        weights,
-        kernel,
-        guides,
-        guidance,
-        chi,
-        gradient_every,
-        0.0 if resample == "none" or weights == "none" else ess_threshold,
-        start.num_populations,
-        num_particles,
-    )
-    rules.check(rule, resample, ess_threshold)
-    looks = sum(rule.needs(k).value for k in range(plan.num_steps + 1))
-    setup.check_reward_calls(max_reward_calls, start, looks * num_particles)
-
-    with start.cost.measure(start.x.device):
-        state = init(problem, rule, start.x)
-        infos: list[Info] = []
-        for _ in range(plan.num_steps):
-            state, info = step(problem, rule, state, generator)
-            infos.append(info)
-    final = state.particles
-    assert final.evaluation.value is not None
-    single = start.num_populations == 1
-    ess = infos[-1].ess
-    return TiltResult(
-        samples=final.x,
-        log_weights=state.log_weights.reshape(-1),
-        log_z=state.log_z[0] if single else state.log_z,
-        ess=ess[0] if single else ess,
-        rewards=final.evaluation.value.to(final.x.dtype),
-        population=start.population,
-        eve=final.eve,
-        history=_history(infos),
-        cost=start.cost,
-        base_law=rules.base_law(rule, x_init is not None, t_start),
-        num_populations=start.num_populations,
-    )
+    how, log_weights = rule.resampling, state.log_weights
+    if done := state.step == rule.plan.num_steps:
+        due = torch.full_like(ess, how.final, dtype=torch.bool)
+    elif how.steps is not None:
+        due = torch.full_like(ess, state.step in how.steps, dtype=torch.bool)
+    else:
+        due = ess < (0.0 if how.scheme == "none" or rule.weights == "none" else how.threshold)
+    ancestors = torch.arange(rule.num_particles, device=ess.device).expand_as(log_weights)
+    if not bool(due.any()):
+        return state._replace(log_z=log_z if done else state.log_z), ancestors, due
+    mask, drawn = due[:, None], resampling.resample(how.scheme, log_weights, generator, how.share)
+    ancestors = torch.where(mask, drawn.ancestors, ancestors)
+    particles = smc.gather(state.particles, smc.flat_index(ancestors, rule.num_particles))
+    log_weights = torch.where(mask, drawn.log_weights, log_weights)
+    kept = torch.where(due | done, log_z, state.log_z)
+    return State(state.step, particles, log_weights, kept, state.strength), ancestors, due
 
 
-def _history(infos: list[Info]) -> History:
-    work = torch.stack([i.work_variance for i in infos])
-    return History(
-        t=torch.tensor([i.t for i in infos], dtype=torch.float64),
-        ess=torch.stack([i.ess for i in infos]),
-        log_z=torch.stack([i.log_z for i in infos]),
-        work_variance=work,
-        thermodynamic_length=work.sqrt().cumsum(0),
-        total_discrepancy=torch.stack([i.discrepancy for i in infos]).cumsum(0),
-        resampled=torch.stack([i.resampled for i in infos]),
-        ancestors=torch.stack([i.ancestors for i in infos]).to(torch.int32),
-    )
+def _guidance_ratio(
+    shift: Tensor | None, kernel: Kernel, x: Tensor, now: Evaluation, h: float, table: tuple[int, int]
+) -> Tensor:
+    """Root mean square of g over that of the unguided move, per population (P,)."""
+    if shift is None:
+        return torch.zeros(table[0], dtype=torch.float64, device=x.device)
+    move = kernel.mean - x if now.velocity is None else h * now.velocity
+    squares = [v.reshape(table[0], -1).double().square().sum(1) for v in (shift, move)]
+    return (squares[0] / squares[1].clamp_min(1e-300)).sqrt()

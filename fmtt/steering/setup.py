@@ -14,7 +14,8 @@ from fmtt.steering.dynamics import Problem, score
 from fmtt.tensor import take_cond
 from fmtt.types import Cond, FlowMap
 
-GRADIENTS = ("auto", "none")
+GRADIENTS = ("auto", "zeroth", "none")
+INITS = ("state", "clean")
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,23 @@ def particles(
     x_init: Tensor | None = None,
     t_start: float = 0.0,
     generator: torch.Generator | None = None,
+    x_init_is: str = "state",
 ) -> Start:
     """Draw, or take over, the initial particles.
+
+    Args:
+        x_init: what ``x_init_is`` says: "state", particles as they are at ``t_start``; or "clean", finished
+            samples, each particle of which gets noise of its own: alpha x_0 + beta x_init at ``t_start``.
+        cond: one row for all, one per population, or, with ``num_populations`` given, one per particle.
 
     Raises:
         UserError: when shapes or counts do not fit.
     """
     if num_particles < 1:
         raise UserError(f"num_particles must be at least 1, got {num_particles}")
-    P = _num_populations(cond, num_populations)
+    if x_init_is not in INITS:
+        raise UserError(f"x_init_is must be one of {', '.join(INITS)}, got {x_init_is!r}")
+    P = _num_populations(cond, num_populations, num_particles)
     total = P * num_particles
     device, dtype = _placement(flow_map, x_init, device, dtype)
     if x_init is None:
@@ -65,16 +74,21 @@ def particles(
         x = smc.normal((total, *shape), generator, device, dtype)
     else:
         x = x_init.detach().to(device=device, dtype=dtype, copy=True)
+        if data_shape is not None and tuple(x.shape[1:]) != tuple(data_shape):
+            raise UserError(f"x_init has rows of shape {tuple(x.shape[1:])}, data_shape is {data_shape}")
         if x.shape[0] not in (1, num_particles, total):
             raise UserError(f"x_init must have 1, {num_particles} or {total} rows, got {x.shape[0]}")
         if x.shape[0] != total:
             x = x.repeat(total // x.shape[0], *([1] * (x.ndim - 1)))
+        if x_init_is == "clean":
+            noise = smc.normal(tuple(x.shape), generator, device, dtype)
+            x = flow_map.interpolant.interpolate(noise, x, t_start)
     population = torch.arange(P, device=x.device).repeat_interleave(num_particles)
     if cond is not None:
         cond = {name: value.to(x.device) for name, value in cond.items()}
         rows = next(iter(cond.values())).shape[0] if cond else 0
-        index = torch.zeros_like(population) if rows == 1 else population
-        cond = take_cond(cond, index)
+        if rows != total:
+            cond = take_cond(cond, torch.zeros_like(population) if rows == 1 else population)
     return Start(x, cond, population, P, Cost(populations=P))
 
 
@@ -85,8 +99,8 @@ def uses_gradient(problem: Problem, start: Start, gradient: str) -> bool:
     """
     if gradient not in GRADIENTS:
         raise UserError(f"gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}")
-    if gradient == "none":
-        return False
+    if gradient in ("none", "zeroth"):
+        return gradient == "zeroth"
     declared = getattr(problem.reward, "differentiable", None)
     if declared is not None:
         return bool(declared)
@@ -112,7 +126,7 @@ def check_reward_calls(limit: int | None, start: Start, planned: float) -> None:
         )
 
 
-def _num_populations(cond: Cond | None, num_populations: int | None) -> int:
+def _num_populations(cond: Cond | None, num_populations: int | None, num_particles: int) -> int:
     if num_populations is not None and num_populations < 1:
         raise UserError(f"num_populations must be at least 1, got {num_populations}")
     if not cond:
@@ -123,9 +137,11 @@ def _num_populations(cond: Cond | None, num_populations: int | None) -> int:
     count = next(iter(rows.values()))
     if num_populations is None or count == num_populations:
         return count
-    if count != 1:
+    total = num_populations * num_particles
+    if count not in (1, total):
         raise UserError(
-            f"cond has {count} rows for num_populations={num_populations}: give 1 row or {num_populations}"
+            f"cond has {count} rows for num_populations={num_populations}: give 1 row, {num_populations}, or "
+            f"{total} for one per particle"
         )
     return num_populations
 

@@ -1,4 +1,4 @@
-"""Sequential Monte Carlo over P independent populations of N particles: weights, ESS, resampling.
+"""Sequential Monte Carlo over P independent populations of N particles: weights, ESS, gathering.
 
 Log-weights are float64 of shape (P, N). Populations never exchange particles.
 """
@@ -11,6 +11,22 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from fmtt.steering.draws import normal, uniform
+from fmtt.steering.resampling import RESAMPLERS, systematic
+
+__all__ = [
+    "RESAMPLERS",
+    "Increment",
+    "ess_fraction",
+    "flat_index",
+    "gather",
+    "increment_statistics",
+    "log_mean_exp",
+    "normal",
+    "systematic",
+    "uniform",
+]
+
 T = TypeVar("T", bound=tuple[Any, ...])
 
 
@@ -18,11 +34,14 @@ class Increment(NamedTuple):
     """Statistics, per population (P,), of one step's log-weight increments under the weighted particles.
 
     Attributes:
-        work_variance: their variance; its root, summed over steps, is the thermodynamic length.
+        work_variance: their variance.
+        length: their standard deviation, the mean of those under the weights before and after the step;
+            its sum over steps is the thermodynamic length.
         discrepancy: log E[w^2] - 2 log E[w] of the incremental weights w.
     """
 
     work_variance: Tensor
+    length: Tensor
     discrepancy: Tensor
 
 
@@ -40,45 +59,16 @@ def ess_fraction(log_weights: Tensor) -> Tensor:
 def increment_statistics(log_weights: Tensor, increments: Tensor) -> Increment:
     """Statistics of ``increments`` (P, N) under the weights held before them (P, N)."""
     log_p = torch.log_softmax(log_weights, dim=1)
-    p = log_p.exp()
-    mean = (p * increments).sum(1, keepdim=True)
-    variance = (p * (increments - mean).square()).sum(1)
     first = torch.logsumexp(log_p + increments, 1)
     second = torch.logsumexp(log_p + 2 * increments, 1)
-    return Increment(variance, second - 2 * first)
+    before, after = _variance(log_p, increments), _variance(log_weights + increments, increments)
+    return Increment(before, (before.sqrt() + after.sqrt()) / 2, second - 2 * first)
 
 
-def systematic(
-    log_weights: Tensor, generator: torch.Generator | None = None, count: int | None = None
-) -> Tensor:
-    """Systematic resampling of weights (P, N): sorted ancestors (P, count); count is N if omitted.
-
-    The cumulative sum is float64: in float32 it drifts by whole particles at large N.
-    """
-    P, N = log_weights.shape
-    cumulative = torch.softmax(log_weights.double(), dim=1).cumsum(1)
-    cumulative = cumulative / cumulative[:, -1:]
-    count = N if count is None else count
-    u = uniform((P, 1), generator, log_weights.device)
-    positions = (torch.arange(count, device=log_weights.device, dtype=torch.float64) + u) / count
-    return torch.searchsorted(cumulative, positions, right=True).clamp_max(N - 1)
-
-
-RESAMPLERS = ("systematic", "none")
-
-
-def uniform(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """float64 uniforms drawn on the generator's own device."""
-    source = generator.device if generator is not None else device
-    return torch.rand(shape, generator=generator, device=source, dtype=torch.float64).to(device)
-
-
-def normal(
-    shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device, dtype: torch.dtype
-) -> Tensor:
-    """Standard normals drawn on the generator's own device."""
-    source = generator.device if generator is not None else device
-    return torch.randn(shape, generator=generator, device=source, dtype=dtype).to(device)
+def _variance(log_weights: Tensor, values: Tensor) -> Tensor:
+    p = torch.softmax(log_weights, dim=1)
+    mean = (p * values).sum(1, keepdim=True)
+    return (p * (values - mean).square()).sum(1)
 
 
 def flat_index(ancestors: Tensor, num_particles: int) -> Tensor:

@@ -17,7 +17,7 @@ from fmtt.steering import lookahead as lookaheads
 from fmtt.steering.cost import Cost
 from fmtt.steering.dynamics import Evaluation, Kernel, Needs, Problem
 
-ALL = Needs(velocity=True, value=True, gradient=True, endpoint=True)
+ALL = Needs(velocity=True, value=True, gradient=True, endpoint=True, laplacian=True)
 
 
 def reward(x: Tensor, cond: Any = None) -> Tensor:
@@ -35,7 +35,10 @@ def flow(request: Any) -> Gaussian:
     return Gaussian([0.4, -0.3], [0.5, 1.7], request.param())
 
 
-@pytest.mark.parametrize("name", lookaheads.NAMES)
+NAMES = [name for name in lookaheads.NAMES if name != "ode"]  # whose solver knows no forward mode
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_residual_is_the_derivative_along_the_flow(flow: Gaussian, name: str) -> None:
     """c = (d/dt + b . grad) f, from a jvp of f along (b, 1)."""
     problem = problem_of(flow, name)
@@ -53,12 +56,17 @@ def test_residual_is_the_derivative_along_the_flow(flow: Gaussian, name: str) ->
         torch.testing.assert_close(found.residual, torch.zeros(9).double(), atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize("name", lookaheads.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_chunks_change_nothing(product_mixture: Any, name: str) -> None:
     flow, x = product_mixture(2), torch.randn(11, 2, dtype=torch.float64)
-    whole = dynamics.evaluate(problem_of(flow, name), x, 0.4, ALL)
+
+    def found(size: int | None) -> Evaluation:
+        draws = torch.Generator().manual_seed(0)
+        return dynamics.evaluate(problem_of(flow, name, chunk_size=size), x, 0.4, ALL, generator=draws)
+
+    whole = found(None)
     for size in (1, 4, 11, 50):
-        parts = dynamics.evaluate(problem_of(flow, name, chunk_size=size), x, 0.4, ALL)
+        parts = found(size)
         for a, b in zip(whole, parts, strict=True):
             assert a is not None and b is not None and torch.equal(a, b)
 

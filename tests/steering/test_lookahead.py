@@ -14,7 +14,15 @@ from fmtt.flow.oracle import Gaussian
 from fmtt.steering import lookahead as lookaheads
 from fmtt.types import Time
 
-NAMES = [("none", 1), ("denoiser", 1), ("euler", 1), ("euler", 3), ("flow_map", 1), ("flow_map", 3)]
+NAMES = [
+    ("none", 1),
+    ("denoiser", 1),
+    ("euler", 1),
+    ("euler", 3),
+    ("flow_map", 1),
+    ("flow_map", 3),
+    ("ode", 1),
+]
 
 
 @pytest.fixture(params=[Linear, Trigonometric], ids=["linear", "trigonometric"])
@@ -23,7 +31,7 @@ def flow(request: Any) -> Gaussian:
 
 
 def look(flow: Gaussian, name: str, steps: int, x: Tensor, t: Tensor) -> Tensor:
-    ahead = lookaheads.build(name, steps, flow, flow.velocity)
+    ahead = lookaheads.build(name, steps, flow, flow.velocity, tol=1e-9)
     return ahead(x, t, None, flow.velocity(x, t) if ahead.uses_velocity else None)
 
 
@@ -53,6 +61,46 @@ def test_derivative_in_time_includes_the_grid(flow: Gaussian, name: str, steps: 
     with torch.no_grad():
         ends = [look(flow, name, steps, x, t + sign * h).sum(1) for sign in (1, -1)]
     torch.testing.assert_close(found, (ends[0] - ends[1]) / (2 * h), atol=1e-7, rtol=1e-6)
+
+
+def test_the_ode_is_the_exact_map(flow: Gaussian) -> None:
+    """Value and both derivatives, so its Eulerian residual is of the tolerance's order."""
+    x, t = torch.randn(5, 2, dtype=torch.float64), torch.rand(5, dtype=torch.float64) * 0.9
+    torch.testing.assert_close(look(flow, "ode", 1, x, t), flow(x, t, 1.0), atol=1e-7, rtol=0)
+    x.requires_grad_()
+    t.requires_grad_()
+    value = torch.sin(look(flow, "ode", 1, x, t)).sum()
+    found = torch.autograd.grad(value, (x, t))
+    expected = torch.autograd.grad(torch.sin(flow(x, t, 1.0)).sum(), (x, t))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    b = flow.velocity(x, t)
+    torch.testing.assert_close(found[1] + (b * found[0]).sum(1), torch.zeros(5).double(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("euler", 3), ("flow_map", 3), ("ode", 1)])
+def test_checkpointing_changes_no_bit(flow: Gaussian, name: str, steps: int) -> None:
+    """Value, first and second derivatives, with fewer tensors kept, and as many forwards again."""
+    x, t = torch.randn(5, 2, dtype=torch.float64), torch.rand(5, dtype=torch.float64) * 0.9
+    results, kept = [], []
+    for checkpoint in (False, True):
+        ahead = lookaheads.build(name, steps, flow, flow.velocity, checkpoint=checkpoint)
+        x_, t_ = x.clone().requires_grad_(), t.clone().requires_grad_()
+        sizes: list[int] = []
+
+        def pack(value: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(value.numel())
+            return value
+
+        b = flow.velocity(x_, t_) if ahead.uses_velocity else None
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+            value = torch.sin(ahead(x_, t_, None, b))
+        kept.append(sum(sizes))
+        first = torch.autograd.grad(value.sum(), (x_, t_), create_graph=True)
+        second = torch.autograd.grad(first[0].sum(), (x_, t_))
+        results.append((value, *first, *second))
+        assert isinstance(ahead, lookaheads.Recomputing)
+        assert ahead.recomputed == (ahead.passes if checkpoint else 0)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True)) and kept[1] < kept[0]
 
 
 @pytest.mark.parametrize(("steps"), (1, 2, 5))
@@ -100,7 +148,7 @@ def test_declared_passes_are_those_made(name: str, steps: int) -> None:
 
 def test_unknown_names_and_steps_are_refused() -> None:
     flow = Gaussian([0.4])
-    with pytest.raises(UserError, match="flow_map, denoiser, euler, none"):
+    with pytest.raises(UserError, match="flow_map, denoiser, euler, ode, none"):
         lookaheads.build("map", 1, flow, flow.velocity)
     with pytest.raises(UserError, match="lookahead_steps"):
         lookaheads.build("flow_map", 0, flow, flow.velocity)

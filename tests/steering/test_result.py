@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 import fmtt
+from fmtt.errors import UserError
 from fmtt.flow.oracle import Gaussian
 
 
@@ -75,3 +77,38 @@ def test_resample_draws_by_weight() -> None:
     torch.testing.assert_close(drawn.mean(1), result.expect(first).value, atol=2e-3, rtol=0)
     again = result.resample(50_000, torch.Generator().manual_seed(1)).reshape(2, -1)
     assert torch.equal(drawn, again)
+
+
+def test_log_z_is_pooled_with_the_spread_of_populations() -> None:
+    """Coverage: over many groups of 16 runs, the error in units of the standard error has unit spread."""
+    result = run(num_populations=640, num_particles=50)
+    truth = run(num_populations=200, num_particles=2000, seed=1).pooled_log_z.value
+    groups = [replace(result, log_z=part, num_populations=16).pooled_log_z for part in result.log_z.split(16)]
+    scores = torch.stack([(g.value - truth) / g.standard_error for g in groups])
+    assert 0.7 < scores.square().mean().sqrt() < 1.5
+    alone = run().pooled_log_z
+    assert alone.standard_error.isnan() and "one population" in alone.reason
+    torch.testing.assert_close(alone.value, run().log_z)
+
+
+def test_history_traces_rewards_strength_and_guidance() -> None:
+    history = run(num_populations=2).history
+    assert (
+        torch.equal(history.strength[:, 0], history.t) and (history.best_reward > history.mean_reward).all()
+    )
+    assert (history.guidance_ratio[1:-1] > 0).all() and not history.guidance_ratio[[0, -1]].any()
+    assert not run(gradient="none").history.guidance_ratio.any()
+    late = run(schedule="ramp:0.5").history.mean_reward
+    assert late[0].isnan().all() and late[-1].isfinite().all()
+
+
+def test_plot_writes_a_figure(tmp_path: Path) -> None:
+    figure = run(num_populations=2, ess_threshold=1.0).plot(tmp_path / "run.png")
+    assert len(figure.axes) == 6 and (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match=r"\.png"):
+        run().plot(tmp_path / "run.txt")
+
+
+def test_distinct_ancestors() -> None:
+    result = run(num_populations=2, ess_threshold=1.0)
+    assert result.distinct_ancestors.tolist() == [len(e.unique()) for e in result.eve.reshape(2, -1)]

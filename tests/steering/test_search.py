@@ -12,9 +12,9 @@ import fmtt
 from fmtt.baselines.best_of_n import best_of_n
 from fmtt.errors import UserError
 from fmtt.flow.oracle import Gaussian
-from fmtt.steering.lookahead import NAMES
 
 FLOW = Gaussian([0.0, 0.0], 1.0)
+NAMES = ("flow_map", "denoiser", "euler", "none")
 TARGET = torch.tensor([1.9, -1.9], dtype=torch.float64)
 
 
@@ -33,7 +33,7 @@ def search(seed: int = 0, **options: Any) -> fmtt.SearchResult:
     ("kernel", "lookahead"),
     [*(("sde", name) for name in NAMES), *(("renoise", name) for name in NAMES if name != "none")],
 )
-@pytest.mark.parametrize("gradient", ("auto", "none"))
+@pytest.mark.parametrize("gradient", ("auto", "zeroth", "none"))
 def test_every_kind_runs_and_is_reproducible(kernel: str, lookahead: str, gradient: str) -> None:
     options: dict[str, Any] = {"kernel": kernel, "lookahead": lookahead, "gradient": gradient}
     a, b, chunked = search(**options), search(**options), search(chunk_size=7, **options)
@@ -104,6 +104,30 @@ def test_a_denoiser_is_not_asked_at_the_start() -> None:
     assert search(lookahead="flow_map").history.t[0] == 0
 
 
+def test_tempered_selection_draws_by_reward_and_keeps_more_alive() -> None:
+    """Temperature runs from the top few (cold) to a blind draw (hot)."""
+    options = {"kernel": "renoise", "gradient": "none", "keep": 6}
+    top = search(**options)
+    cold, warm, hot = (search(selection="tempered", temperature=t, **options) for t in (1e-3, 10.0, 1e6))
+    assert cold.distinct_ancestors is not None and warm.distinct_ancestors is not None
+    assert cold.best_rewards.mean() > hot.best_rewards.mean() < warm.best_rewards.mean()
+    assert warm.mean_pairwise_distance.mean() > top.mean_pairwise_distance.mean()
+    assert warm.distinct_ancestors.double().mean() > cold.distinct_ancestors.double().mean()
+
+
+def test_diversity_and_judge_are_reported() -> None:
+    found = search(judge=lambda x, c: x[:, 0], kernel="renoise")
+    assert found.eve is not None and found.distinct_ancestors is not None
+    assert found.distinct_ancestors.tolist() == [len(e.unique()) for e in found.eve.reshape(32, 12)]
+    assert (found.distinct_ancestors <= 3).all()
+    rows = found.samples.reshape(32, 12, 2)
+    pairs = (rows[:, :, None] - rows[:, None]).square().mean(3).sqrt().sum((1, 2)) / (12 * 11)
+    torch.testing.assert_close(found.mean_pairwise_distance, pairs)
+    assert found.judge_rewards is not None and torch.equal(found.judge_rewards, found.best[:, 0])
+    assert found.cost.reward_calls == search(kernel="renoise").cost.reward_calls
+    assert search().judge_rewards is None
+
+
 def test_rewards_need_no_gradient() -> None:
     found = search(reward=lambda x, c: reward(x).round().detach())
     assert found.cost.backwards == 0
@@ -118,6 +142,9 @@ def test_rewards_need_no_gradient() -> None:
         ({"rounds": 9, "num_steps": 8}, "rounds"),
         ({"noise": 0.0}, "noise"),
         ({"kernel": "jump"}, "kernel"),
+        ({"selection": "best"}, "selection"),
+        ({"selection": "tempered", "temperature": 0.0}, "temperature"),
+        ({"schedule": "adaptive"}, "adaptive"),
         ({"max_reward_calls": 10}, "max_reward_calls"),
         ({"kernel": "renoise", "lookahead": "none"}, "lookahead"),
     ],

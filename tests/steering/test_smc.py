@@ -63,6 +63,9 @@ def test_increment_statistics_are_weighted(generator: torch.Generator) -> None:
     mean = (p * increments).sum(1)
     found = smc.increment_statistics(log_weights, increments)
     torch.testing.assert_close(found.work_variance, (p * increments.square()).sum(1) - mean.square())
+    q = torch.softmax(log_weights + increments, 1)
+    after = (q * increments.square()).sum(1) - (q * increments).sum(1).square()
+    torch.testing.assert_close(found.length, (found.work_variance.sqrt() + after.sqrt()) / 2)
     expected = (p * w.square()).sum(1).log() - 2 * (p * w).sum(1).log()
     torch.testing.assert_close(found.discrepancy, expected)
 

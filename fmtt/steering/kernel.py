@@ -1,0 +1,107 @@
+"""Where a particle goes in one step: the unguided transition, and a guided draw from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fmtt.flow.interpolant import Interpolant
+from fmtt.steering.problem import Evaluation
+from fmtt.tensor import dot, expand_like
+
+
+class Kernel(NamedTuple):
+    """The unguided transition of one step, N(mean, variance I), before guidance.
+
+    Attributes:
+        mean: (B, *D).
+        variance: a float; 0 is a deterministic step.
+    """
+
+    mean: Tensor
+    variance: float
+
+
+def sde_kernel(interpolant: Interpolant, x: Tensor, b: Tensor, t: float, t_next: float, eps: float) -> Kernel:
+    """Euler-Maruyama for dx = (b + eps s) dt + sqrt(2 eps) dW, with eps s = -eps E[x_0 | x] / alpha(t)."""
+    h = t_next - t
+    if eps == 0:
+        return Kernel(x + h * b, 0.0)
+    return Kernel(x + h * (b - (eps / _at(interpolant.alpha, t)) * interpolant.noise(b, x, t)), 2 * eps * h)
+
+
+def renoise_kernel(interpolant: Interpolant, endpoint: Tensor, t_next: float) -> Kernel:
+    """Jump to the look-ahead's endpoint and add fresh noise: N(beta endpoint, alpha^2 I) at t_next.
+
+    With an exact flow map it keeps the model's marginals at any step size (multi-step consistency
+    sampling, arXiv 2303.01469), so few steps go far.
+    """
+    return Kernel(_at(interpolant.beta, t_next) * endpoint, _at(interpolant.alpha, t_next) ** 2)
+
+
+def kernel(
+    name: str, interpolant: Interpolant, x: Tensor, now: Evaluation, t: float, t_next: float, eps: float
+) -> Kernel:
+    """The transition called ``name`` from what is known at x."""
+    if name == "renoise":
+        assert now.endpoint is not None
+        return renoise_kernel(interpolant, now.endpoint, t_next)
+    assert now.velocity is not None
+    return sde_kernel(interpolant, x, now.velocity, t, t_next, eps)
+
+
+def noisy_steps(noises: tuple[float, ...], name: str) -> tuple[bool, ...]:
+    """Which steps draw noise under the kernel called ``name``."""
+    last = len(noises) - 1
+    return tuple(k < last if name == "renoise" else eps > 0 for k, eps in enumerate(noises))
+
+
+def interpolate_towards(
+    interpolant: Interpolant, x: Tensor, endpoint: Tensor, t: float, t_next: float
+) -> Tensor:
+    """Move along the interpolant from the noise that explains x to ``endpoint``: no network."""
+    noise = (x - _at(interpolant.beta, t) * endpoint) / _at(interpolant.alpha, t)
+    return _at(interpolant.beta, t_next) * endpoint + _at(interpolant.alpha, t_next) * noise
+
+
+def guided(kernel: Kernel, shift: Tensor | None, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Draw x' ~ N(m + g, v I) and weigh it against N(m, v I).
+
+    Args:
+        shift: g (B, *D) or None.
+        noise: standard normals (B, *D); None in a deterministic step, which takes no guidance.
+
+    Returns:
+        x' (B, *D), and log N(x'; m, v) - log N(x'; m + g, v) as float64 (B,).
+    """
+    B = kernel.mean.shape[0]
+    zero = kernel.mean.new_zeros(B, dtype=torch.float64)
+    if kernel.variance == 0 or noise is None:
+        return kernel.mean, zero
+    deviation = kernel.variance**0.5
+    x = kernel.mean + deviation * noise
+    if shift is None:
+        return x, zero
+    g, xi = shift.double(), noise.double()
+    return x + shift, -dot(g, xi) / deviation - dot(g, g) / (2 * kernel.variance)
+
+
+def shift_of(
+    gradient: Tensor, kernel: Kernel, h: float, strength: float | Tensor, guidance: float, chi: float
+) -> Tensor:
+    """The guidance increment g (B, *D) = (guidance v/2 + chi h) lambda grad f; v/2 is eps h in the SDE.
+
+    Args:
+        strength: lambda, one for all or one per particle (B,).
+    """
+    factor = (guidance * kernel.variance / 2 + chi * h) * strength
+    if isinstance(factor, Tensor):
+        factor = expand_like(factor, gradient).to(gradient.dtype)
+    return factor * gradient
+
+
+def _at(coefficient: Callable[[Tensor], Tensor], t: float) -> float:
+    return float(coefficient(torch.tensor(t, dtype=torch.float64)))
