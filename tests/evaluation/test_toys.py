@@ -1,0 +1,136 @@
+"""The toy settings: their law, map and truth against independent computations, and the order they show."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from fmtt.evaluation import distances, toys, toys_settings
+from fmtt.evaluation.toys import Column
+from fmtt.evaluation.toys_law import RingLaw
+from fmtt.evaluation.toys_settings import BumpReward, RingReward, Toy
+
+
+@pytest.fixture(scope="module")
+def law() -> RingLaw:
+    """Three wide modes: a small table suffices."""
+    angle = torch.arange(3, dtype=torch.float64) * (2 * math.pi / 3)
+    return RingLaw(1.5 * torch.stack([angle.cos(), angle.sin()], 1), 0.5, 3, table=(20, 48, 64))
+
+
+def draw(law: RingLaw, t: float, n: int = 300) -> Tensor:
+    return law.oracle().sample(n, torch.Generator().manual_seed(0), t)
+
+
+@pytest.mark.parametrize("t", (0.0, 0.3, 0.7, 0.99, 1.0))
+def test_velocity_and_denoiser_are_the_mixtures(law, t):
+    x, oracle = draw(law, t), law.oracle()
+    assert torch.allclose(law.velocity(x, t), oracle.velocity(x, t), atol=1e-10)
+    assert torch.allclose(law.denoiser(x, t), oracle.denoiser(x, t), atol=1e-10)
+
+
+@pytest.mark.parametrize("t", (0.0, 0.3, 0.7, 0.99))
+def test_the_table_is_the_flow_map(law, t):
+    x = draw(law, t)
+    error = (law(x, t, 1.0) - law.oracle()(x, t, 1.0)).norm(dim=1)
+    assert float(error.square().mean().sqrt()) < 0.02 and float(error.median()) < 2e-3
+    assert float(error.max()) < 0.2
+
+
+def test_the_table_is_the_identity_at_the_end_and_differentiable(law):
+    x = draw(law, 1.0, 20)
+    assert torch.allclose(law(x, 1.0, 1.0), x, atol=1e-12)
+    x = draw(law, 0.5, 20).requires_grad_()
+    t = torch.full((20,), 0.5, dtype=torch.float64, requires_grad=True)
+    d_x, d_t = torch.autograd.grad(law(x, t, 1.0).sum(), (x, t))
+    h = 1e-6
+    with torch.no_grad():
+        along_t = (law(x, t + h, 1.0) - law(x, t - h, 1.0)).sum(1) / (2 * h)
+        step = torch.tensor([h, 0.0], dtype=torch.float64)
+        along_x = (law(x + step, t, 1.0) - law(x - step, t, 1.0)).sum(1) / (2 * h)
+    assert torch.allclose(d_t, along_t, atol=1e-5) and torch.allclose(d_x[:, 0], along_x, atol=1e-5)
+    with pytest.raises(ValueError, match="t = 1 only"):
+        law(x, 0.2, 0.5)
+
+
+def small(law: RingLaw, reward: RingReward | BumpReward) -> Toy:
+    return Toy("small", law, reward, 0.5, 0.5, 0.5, ("mmd", "sw2", "reward_error"))
+
+
+@pytest.mark.parametrize("reward", (RingReward(), BumpReward()), ids=lambda r: type(r).__name__)
+def test_the_truth_agrees_with_exact_draws(law, reward):
+    toy = small(law, reward)
+    known = toys_settings.truth(toy)
+    generator = torch.Generator().manual_seed(1)
+    x = toys_settings.exact_samples(toy, 20_000, generator)
+    for found, expected in (((x[:, 0] > 0).double(), known.above), (reward(x) / reward.scale, known.reward)):
+        assert abs(float(found.mean()) - expected) < 4 * float(found.std()) / math.sqrt(len(x))
+    w = reward(law.oracle().sample(50_000, generator)).exp()
+    assert abs(float(w.mean().log()) - known.log_z) < 4 * float(w.std() / w.mean()) / math.sqrt(len(w))
+
+
+def test_the_ring_truth_is_the_closed_form():
+    """A mode at y = m < 0 keeps exp(-m² / (1 + 2 v)) / sqrt(1 + 2 v) of its mass, one at y = 0 half of that."""
+    spread = 1 + 2 * 0.55**2
+    below = [(2, 0.0, 0.5), (2, 4.8 / math.sqrt(2), 1.0), (1, 4.8, 1.0)]
+    left = sum(n * share * math.exp(-(m**2) / spread) / math.sqrt(spread) for n, m, share in below)
+    angle = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
+    centres = 4.8 * torch.stack([angle.cos(), angle.sin()], 1)
+    law = RingLaw(centres, 0.55, 8, table=(3, 4, 4), steps=2)
+    assert toys_settings.truth(small(law, RingReward())).above == pytest.approx(4 / (4 + left), abs=1e-5)
+
+
+def test_the_curve_and_the_bumps_lie_where_stated():
+    curve = toys_settings.cycloid_curve(torch.linspace(0, 2 * math.pi, 100, dtype=torch.float64))
+    radius = curve.norm(dim=1)
+    assert float(radius.max()) == pytest.approx(1.08, abs=1e-3) and float(radius.min()) > 0.919
+    reward = BumpReward()
+    assert float(reward(reward.centres).max()) <= reward.upper
+    assert float(reward(torch.zeros(1, 2, dtype=torch.float64))) < 1e-3 * reward.upper
+
+
+def test_a_run_is_measured_against_the_truth(law):
+    toy = small(law, RingReward())
+    row = toys.run(toy, "flow_map", 20, particles=150, populations=4)
+    again = toys.run(toy, "flow_map", 20, particles=150, populations=4)
+    floor = toys.floor(toy, particles=150, populations=4)
+    known = toys_settings.truth(toy)
+    assert row == again and row.lookahead == "flow_map" and row.steps == 20
+    assert abs(row.above.value - known.above) < 0.1 and abs(row.reward.value - known.reward) < 0.1
+    assert abs(floor.mmd.value) < 0.02 and floor.sw2.value < 0.5
+
+
+def test_a_contest_is_won_by_the_smaller_distance(law):
+    toy = small(law, RingReward())
+    row = toys.run(toy, "none", 4, particles=40, populations=3)
+    better = row._replace(lookahead="flow_map", mmd=Column(row.mmd.value - 1, 0.0))
+    found = toys.contests(toy, [better, row])
+    assert [(c.column, c.won) for c in found] == [("mmd", True), ("sw2", False), ("reward_error", False)]
+
+
+def test_distances_of_samples():
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(800, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    lines = distances.directions(3, 256, generator, a)
+    shift = torch.tensor([2.0, 0.0, 0.0], dtype=torch.float64)
+    assert float(distances.sliced_wasserstein(a, a, lines)) == 0
+    moved = float(distances.sliced_wasserstein(a, a + shift, lines))
+    assert moved == pytest.approx(2.0, rel=0.1)
+    assert abs(float(distances.mmd(a, b, 1.0))) < 0.005 < float(distances.mmd(a, b + shift, 1.0))
+    same, apart = (distances.permutation_drift(a, y, generator=generator) for y in (b, b + shift))
+    assert same.significance < 4 < apart.significance
+    assert apart.excess == pytest.approx(2.0, rel=0.2)
+    with pytest.raises(ValueError, match="same shape"):
+        distances.sliced_wasserstein(a, b[:5], lines)
+
+
+@pytest.mark.slow
+def test_the_maps_look_ahead_is_nearest_to_the_truth():
+    """A reduced form of tests/benchmarks/toys.py."""
+    for toy, steps in ((toys_settings.ring(), 200), (toys_settings.cycloid(), 50)):
+        rows = toys.sweep(toy, (steps,), particles=500, populations=16)
+        lost = [c for c in toys.contests(toy, rows) if not c.won]
+        assert not lost, lost
