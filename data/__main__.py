@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from data.procedural import PROCEDURAL
+from data.store import TIMEOUT, TRIES, Folder, open_store
 from data.verify import verify_shards
 from data.write_shards import SHARD_SIZE, write_procedural
 from fmtt.errors import UserError
@@ -41,24 +42,40 @@ def _parser() -> argparse.ArgumentParser:
     write.add_argument("--num-samples", required=True, type=int, metavar="N", help="size of the set")
     write.add_argument("--shard-size", type=int, default=SHARD_SIZE, metavar="N", help="samples a shard")
     write.add_argument("--seed", type=int, default=0, help="sample i depends on the seed and i alone")
+    write.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="how many write; the files are the same"
+    )
     write.set_defaults(run=_write)
     verify = commands.add_parser(
         "verify",
         allow_abbrev=False,
-        help="check every sample of a folder of shards",
-        description="Check sizes, checksums and every sample of a folder of shards.",
+        help="check every sample of a set of shards",
+        description="Check sizes, checksums and every sample of a set of shards.",
     )
-    verify.add_argument("dir", type=Path, metavar="DIR", help="folder of the shards")
+    verify.add_argument(
+        "source", metavar="SOURCE", help="folder of the shards, http(s)://..., or 'pipe:COMMAND {shard}'"
+    )
     verify.add_argument(
         "--out", type=Path, metavar="DIR", help=f"folder of {SUMMARY_NAME}, default: the shards'"
+    )
+    verify.add_argument("--processes", type=int, default=1, metavar="N", help="how many read")
+    verify.add_argument(
+        "--timeout",
+        type=float,
+        default=TIMEOUT,
+        metavar="S",
+        help="seconds until a silent source is given up",
+    )
+    verify.add_argument(
+        "--tries", type=int, default=TRIES, metavar="N", help="how often a shard is asked for"
     )
     verify.set_defaults(run=_verify)
     return parser
 
 
 @contextmanager
-def _progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A function that shows how many samples are done: a bar on a terminal, lines in a log."""
+def _progress(title: str, total: int | None) -> Iterator[Callable[..., None]]:
+    """A function that shows how many samples are done, and in all: a bar on a terminal, lines in a log."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -66,15 +83,15 @@ def _progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
         columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(title, total=total)
-            yield lambda done: bar.update(task, completed=done)
+            yield lambda done, of=total: bar.update(task, completed=done, total=of)
         return
     last = time.monotonic()
 
-    def line(done: int) -> None:
+    def line(done: int, of: int | None = total) -> None:
         nonlocal last
         if time.monotonic() - last > 5:
             last = time.monotonic()
-            print(f"{title}: {done}" + (f" of {total}" if total else "") + " samples", flush=True)
+            print(f"{title}: {done}" + (f" of {of}" if of else "") + " samples", flush=True)
 
     yield line
 
@@ -88,6 +105,7 @@ def _write(args: argparse.Namespace) -> int:
             args.num_samples,
             seed=args.seed,
             shard_size=args.shard_size,
+            processes=args.processes,
             progress=progress,
         )
     size = sum(shard.bytes for shard in index.shards)
@@ -100,14 +118,18 @@ def _write(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     start = time.monotonic()
-    with _progress(f"verify {args.dir}", None) as progress:
-        index, problems, extra = verify_shards(args.dir, progress)
+    store = open_store(args.source, timeout=args.timeout, tries=args.tries)
+    out = args.out or (store.path if isinstance(store, Folder) else None)
+    if out is None:
+        raise UserError(f"give --out DIR, the folder for {SUMMARY_NAME}: {args.source} is no folder")
+    with _progress(f"verify {args.source}", None) as progress:
+        index, problems, extra = verify_shards(store, progress, processes=args.processes)
     bad = sum(problem.count for problem in problems)
     summary = {"command": "verify", "set": index.header.name, "seed": index.header.seed}
     summary |= {"num_samples": index.header.num_samples, "shards": len(index.shards), "bad_samples": bad}
     summary |= {"problems": [str(problem) for problem in problems], "unlisted": extra}
     summary |= {"ok": not problems, "seconds": round(time.monotonic() - start, 3)}
-    write_json((args.out or args.dir) / SUMMARY_NAME, summary)
+    write_json(out / SUMMARY_NAME, summary)
     for problem in problems:
         print(problem)
     for name in extra:
@@ -115,9 +137,10 @@ def _verify(args: argparse.Namespace) -> int:
     if problems:
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         raise UserError(
-            f"{args.dir}: {problems[0]}{more}; delete the shards named and run `python -m data write` again"
+            f"{args.source}: {problems[0]}{more}; "
+            "delete the shards named and run `python -m data write` again"
         )
-    print(f"{args.dir}: {index.header}, every sample in order")
+    print(f"{args.source}: {index.header}, every sample in order")
     return 0
 
 

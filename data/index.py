@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data.store import Folder, Store
 from fmtt.errors import UserError
 
 FORMAT = 1
 INDEX_NAME = "index.json"
-_DTYPES = ("float16", "float32", "int64")
+DTYPES = ("bfloat16", "float16", "float32", "bool", "uint8", "int32", "int64")
 
 
 @dataclass(frozen=True)
@@ -64,25 +65,40 @@ def to_json(index: Index) -> dict[str, Any]:
 
 
 def read_index(path: Path, *, partial: bool = False) -> Index:
-    """Read and check an index file; a ``partial`` one may list only the first shards.
+    """Read and check an index file; a ``partial`` one may list only some of the shards.
 
     Raises:
         UserError: when it is missing or malformed; the message names the file and the key.
     """
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent} is not a folder written by `python -m data write`")
+    return _parse(_load(Folder(path.parent), path.name), str(path), partial)
+
+
+def fetch_index(store: Store) -> Index:
+    """Read and check the index of a store.
+
+    Raises:
+        UserError: as :func:`read_index`, and when the store does not answer.
+    """
+    if isinstance(store, Folder):
+        return read_index(store.path / INDEX_NAME)
+    return _parse(_load(store, INDEX_NAME), store.where(INDEX_NAME), False)
+
+
+def _load(store: Store, name: str) -> Any:
+    path = store.where(name)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(store.read(name).decode())
     except FileNotFoundError:
-        if path.parent.is_dir():
-            raise UserError(f"{path} is missing; run `python -m data write` to its end") from None
-        raise UserError(f"{path.parent} is not a folder written by `python -m data write`") from None
+        raise UserError(f"{path} is missing; run `python -m data write` to its end") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); write the shards again") from error
-    return _parse(content, path, partial)
 
 
-def _parse(content: Any, path: Path, partial: bool) -> Index:
+def _parse(content: Any, path: str, partial: bool) -> Index:
     if not isinstance(content, dict):
         raise UserError(f"{path}: an object was expected; write the shards again")
     if content.get("format") != FORMAT:
@@ -98,7 +114,7 @@ def _parse(content: Any, path: Path, partial: bool) -> Index:
         if not isinstance(where, dict):
             raise UserError(f"{path}: cond holds {where!r}, an object was expected; write the shards again")
         shape, dtype = get(where, shape_key, list), get(where, "dtype", str)
-        if not all(isinstance(n, int) and n > 0 for n in shape) or dtype not in _DTYPES:
+        if not all(isinstance(n, int) and n > 0 for n in shape) or dtype not in DTYPES:
             raise UserError(f"{path}: {shape_key} {shape!r} or dtype {dtype!r} is not one this version reads")
         return Array(tuple(shape), dtype)
 

@@ -1,9 +1,13 @@
-"""Which samples each rank sees at each step: a pure function of (seed, step, rank, world size).
+"""Which samples each rank sees: a pure function of (seed, rank, number of ranks, position).
 
-In epoch e the shards are put in a random order and their samples laid end to end. The line is cut into
-one stretch per rank, all of the same length, a whole number of batches (fewer than world size x batch
-size samples are left out, other ones in each epoch). A rank shuffles its stretch window by window, so it
-reads its shards once per epoch, in order, and can start at any step without the shards before it.
+In epoch e the shards are put in a random order and their samples laid end to end. The line is cut into one
+stretch per rank, equally long but for one sample, so that every sample is read exactly once. A rank shuffles
+its stretch window by window, reads its shards in order, and can start anywhere without the shards before.
+Its sequence is its stretches of all epochs end to end. The lengths go round: after any number of epochs, two
+ranks differ by one sample at most, and every rank can be asked for the same number of batches.
+
+There is no shuffle buffer. A buffer's order depends on all that went through it, so that resuming means
+reading it all again; a shuffled window mixes as far and is computed from its number.
 """
 
 from __future__ import annotations
@@ -27,8 +31,8 @@ class Order:
 
     Args:
         counts: samples in each shard.
-        batch_size: samples per batch and rank.
-        window: samples that are shuffled together, at least one batch.
+        batch_size: samples per batch and rank. The sequence of samples does not depend on it.
+        window: samples that are shuffled together.
 
     Raises:
         UserError: when the set has fewer samples than one batch for every rank.
@@ -46,51 +50,69 @@ class Order:
             raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
         if not 0 <= self.rank < self.world_size:
             raise UserError(f"rank must lie in [0, {self.world_size}), got {self.rank}")
+        if self.window < 1:
+            raise UserError(f"window must be at least 1, got {self.window}")
         if self.batches_per_epoch == 0:
             need = self.batch_size * self.world_size
             raise UserError(
-                f"the set has {sum(self.counts)} samples, one batch on every rank takes {need}: "
+                f"the set has {self.total} samples, one batch on every rank takes {need}: "
                 "write more samples or lower batch_size"
             )
 
     @cached_property
+    def total(self) -> int:
+        """Samples of the set."""
+        return sum(self.counts)
+
+    @cached_property
     def batches_per_epoch(self) -> int:
-        """Batches per rank and epoch, the same on every rank."""
-        return sum(self.counts) // (self.batch_size * self.world_size)
+        """Whole batches per rank in an epoch; a batch may also end one epoch and begin the next."""
+        return self.total // (self.batch_size * self.world_size)
 
     def batch(self, step: int) -> np.ndarray:
         """The samples of batch ``step``, as (batch_size, 2) int64: shard and row."""
-        epoch, position = self._locate(step)
-        window, offset = divmod(position, self._window)
-        return self._window_samples(epoch, window)[offset : offset + self.batch_size]
+        return self.samples(step * self.batch_size + np.arange(self.batch_size))
 
-    def shards(self, step: int) -> tuple[int, ...]:
-        """The shards of the window that batch ``step`` belongs to."""
-        epoch, position = self._locate(step)
-        return tuple(np.unique(self._window_samples(epoch, position // self._window)[:, 0]).tolist())
+    def samples(self, positions: np.ndarray) -> np.ndarray:
+        """The samples at ``positions`` (n,) of this rank's sequence, as (n, 2) int64: shard and row."""
+        epochs = self._epoch(positions)
+        windows, offsets = np.divmod(positions - self._start(epochs), self.window)
+        found = np.empty((len(positions), 2), np.int64)
+        for epoch, window in np.unique(np.stack([epochs, windows], axis=1), axis=0).tolist():
+            here = (epochs == epoch) & (windows == window)
+            found[here] = self._window_samples(epoch, window)[offsets[here]]
+        return found
 
-    def _locate(self, step: int) -> tuple[int, int]:
-        epoch, batch = divmod(step, self.batches_per_epoch)
-        return epoch, batch * self.batch_size
+    def shards(self, position: int) -> tuple[int, ...]:
+        """The shards of the window that ``position`` belongs to."""
+        epoch = int(self._epoch(position))
+        window = int(position - self._start(epoch)) // self.window
+        return tuple(np.unique(self._window_samples(epoch, window)[:, 0]).tolist())
 
-    @property
-    def _window(self) -> int:
-        return max(1, self.window // self.batch_size) * self.batch_size
+    def _start(self, epoch, rank=None):
+        """Samples that a rank (this one) has seen before ``epoch``; summed over ranks, epoch x total."""
+        return (epoch * self.total + (self.rank if rank is None else rank)) // self.world_size
+
+    def _epoch(self, position):
+        """The last epoch whose start is not after ``position``."""
+        return ((position + 1) * self.world_size - 1 - self.rank) // self.total
 
     @cached_property
     def _window_samples(self):
         """``(epoch, window) -> (M, 2)`` shard and row of the window's samples, in the order they are used."""
-        stretch = self.batches_per_epoch * self.batch_size
+        counts = np.asarray(self.counts)
 
-        @lru_cache(maxsize=2)
+        @lru_cache(maxsize=4)
         def samples(epoch: int, window: int) -> np.ndarray:
-            order = permutation(len(self.counts), self.seed, _SHARDS, epoch)
-            ends = np.asarray(self.counts)[order].cumsum()
-            size = min(self._window, stretch - window * self._window)
+            ranks = np.arange(self.rank + 1)
+            lengths = self._start(epoch + 1, ranks) - self._start(epoch, ranks)
+            size = min(self.window, int(lengths[-1]) - window * self.window)
+            order = permutation(len(counts), self.seed, _SHARDS, epoch)
+            ends = counts[order].cumsum()
             shuffled = permutation(size, self.seed, _WINDOW, epoch, self.rank, window)
-            line = self.rank * stretch + window * self._window + shuffled
+            line = int(lengths[:-1].sum()) + window * self.window + shuffled
             place = np.searchsorted(ends, line, side="right")
-            row = line - (ends[place] - np.asarray(self.counts)[order][place])
+            row = line - (ends[place] - counts[order][place])
             return np.stack([order[place], row], axis=1)
 
         return samples

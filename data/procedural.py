@@ -13,6 +13,7 @@ from torch import Tensor
 
 from data.batch import Batch
 from data.counter import uniforms
+from data.index import Array
 from fmtt.errors import UserError, nearest
 from fmtt.rewards import clock
 
@@ -44,6 +45,14 @@ class ProceduralSet:
         """The samples ``indices`` (B,) of the set with this seed."""
         x, latents = self.generate(indices, seed)
         return Batch(x, {name: getattr(latents, name) for name in self.cond} or None)
+
+    def cond_arrays(self) -> dict[str, Array]:
+        """Shapes and dtypes of the conditioning."""
+        cond = self.batch(torch.arange(1), 0).cond or {}
+        return {
+            name: Array(tuple(value.shape[1:]), str(value.dtype).removeprefix("torch."))
+            for name, value in cond.items()
+        }
 
 
 def _uniforms(indices: Tensor, seed: int, fields: int) -> Tensor:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from data.batch import Batch
+from data.index import Array
 from data.order import SHUFFLE_WINDOW, Order
 from data.procedural import procedural
 from data.write_shards import SHARD_SIZE
@@ -62,17 +63,26 @@ class ProceduralBatches:
         return self._set.data_shape
 
     @property
+    def cond(self) -> dict[str, Array]:
+        """Shapes and dtypes of the conditioning."""
+        return self._set.cond_arrays()
+
+    @property
     def batches_per_epoch(self) -> int | None:
-        """Batches per rank and epoch; None where samples never repeat."""
+        """Whole batches per rank in an epoch; None where samples never repeat."""
         return None if self._order is None else self._order.batches_per_epoch
 
     def batch(self, step: int) -> Batch:
         """Batch ``step`` (counted from 0 over all epochs) of this rank."""
+        return self.take(step * self._batch_size + np.arange(self._batch_size))
+
+    def take(self, positions: np.ndarray) -> Batch:
+        """The samples at ``positions`` (n,), counted from 0 over all epochs, of this rank's sequence."""
         if self._order is None:
-            first = (step * self._world_size + self._rank) * self._batch_size
-            return self._set.batch(torch.arange(first, first + self._batch_size), self._seed)
-        picks = self._order.batch(step)
-        indices = picks[:, 0] * SHARD_SIZE + picks[:, 1]
+            endless = torch.from_numpy(positions * self._world_size + self._rank)
+            return self._set.batch(endless, self._seed)
+        shards, rows = self._order.samples(positions).T
+        indices = shards * SHARD_SIZE + rows
         if self._store is None:
             return self._compute(indices)
         new = indices[~self._known[indices]]

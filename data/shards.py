@@ -1,4 +1,4 @@
-"""Batches from a folder of webdataset shards: exact order, exact resume, nothing skipped silently."""
+"""Batches from webdataset shards: exact order, exact resume, nothing skipped silently."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from data.batch import Batch
-from data.index import INDEX_NAME, Shard, read_index
+from data.index import Array, Shard, fetch_index
+from data.members import members
 from data.order import SHUFFLE_WINDOW, Order
 from data.read_shard import Problem, ShardContent, read_shard
+from data.store import TIMEOUT, TRIES, open_store
 from fmtt.errors import UserError
 
 CACHE_BYTES = 2**30
@@ -26,24 +28,28 @@ class ShardBatches:
 
     A shard is decoded once and kept in memory while all that is kept fits ``cache_bytes`` (the shards of
     the current shuffle window are always kept). A sample that cannot be read is logged, listed in
-    ``problems`` and replaced by another of its shard, or of the next readable one.
+    ``problems`` and replaced by another of its shard, or of the next readable one; the same damage gives the
+    same replacements, whatever was read before.
 
     Args:
-        folder: what `python -m data write` wrote.
+        source: a folder that `python -m data write` wrote, or its address: see :func:`data.store.open_store`.
         batch_size: samples per batch and rank.
         seed: of the order.
         window: samples that are shuffled together.
         verify: compare each shard with its checksum when it is first read.
-        max_bad_fraction: share of the set's samples that may be unreadable.
+        max_bad_fraction: share of the set's samples that may be unreadable; each rank counts those that it
+            meets, and meets all in the course of the epochs.
+        timeout: seconds without an answer after which a try to fetch a shard is given up.
+        tries: how often a shard is asked for.
 
     Raises:
         UserError: when the index is missing or malformed, the set is smaller than one batch on every
-            rank, or more samples than allowed cannot be read.
+            rank, more samples than allowed cannot be read, or the source does not answer.
     """
 
     def __init__(
         self,
-        folder: str | Path,
+        source: str | Path,
         batch_size: int,
         *,
         seed: int = 0,
@@ -53,11 +59,15 @@ class ShardBatches:
         cache_bytes: int = CACHE_BYTES,
         verify: bool = True,
         max_bad_fraction: float = MAX_BAD_FRACTION,
+        timeout: float = TIMEOUT,
+        tries: int = TRIES,
     ) -> None:
-        self.folder = Path(folder)
+        self.source = source
         if not 0 <= max_bad_fraction < 1:
-            raise UserError(f"max_bad_fraction must lie in [0, 1), got {max_bad_fraction}")
-        self.index = read_index(self.folder / INDEX_NAME)
+            raise UserError(f"data.max_bad_fraction must lie in [0, 1), got {max_bad_fraction}")
+        self.store = open_store(source, timeout=timeout, tries=tries)
+        self.index = fetch_index(self.store)
+        self._members = members(self.index.header)
         counts = tuple(shard.count for shard in self.index.shards)
         self.order = Order(counts, batch_size, seed, rank, world_size, window)
         self.cache_bytes, self.verify, self.max_bad_fraction = cache_bytes, verify, max_bad_fraction
@@ -72,8 +82,13 @@ class ShardBatches:
         return self.index.header.x.shape
 
     @property
+    def cond(self) -> dict[str, Array]:
+        """Shapes and dtypes of the conditioning."""
+        return self.index.header.cond
+
+    @property
     def batches_per_epoch(self) -> int:
-        """Batches per rank and epoch."""
+        """Whole batches per rank in an epoch."""
         return self.order.batches_per_epoch
 
     @property
@@ -83,16 +98,21 @@ class ShardBatches:
 
     def batch(self, step: int) -> Batch:
         """Batch ``step`` (counted from 0 over all epochs) of this rank."""
-        picks = self.order.batch(step)
-        contents = {shard: self._content(shard) for shard in np.unique(picks[:, 0]).tolist()}
-        self._evict(step)
-        places = [(contents[shard], row) for shard, row in picks.tolist()]
-        x = np.stack([content.x[row % len(content.x)] for content, row in places])
-        cond = {
-            name: torch.from_numpy(np.stack([c.cond[name][row % len(c.x)] for c, row in places]))
-            for name in self.index.header.cond
-        }
-        return Batch(torch.from_numpy(x).float(), cond or None)
+        return self.take(step * self.order.batch_size + np.arange(self.order.batch_size))
+
+    def take(self, positions: np.ndarray) -> Batch:
+        """The samples at ``positions`` (n,), counted from 0 over all epochs, of this rank's sequence."""
+        shards, rows = self.order.samples(positions).T
+        stacked = [np.empty((len(rows), *part.shape), part.storage) for part in self._members]
+        for shard in np.unique(shards).tolist():
+            content, here = self._content(shard), np.flatnonzero(shards == shard)
+            picked = rows[here] % len(content)
+            for whole, array in zip(stacked, content.arrays, strict=True):
+                whole[here] = array[picked]
+        self._evict(positions)
+        x, *conds = (part.tensor(rows) for part, rows in zip(self._members, stacked, strict=True))
+        cond: dict[str, Tensor] = dict(zip(self.index.header.cond, conds, strict=True))
+        return Batch(x, cond or None)
 
     def _content(self, shard: int) -> ShardContent:
         """A shard's samples, at least one; those of the next readable shard where it has none."""
@@ -101,9 +121,9 @@ class ShardBatches:
         content = self._cache.get(shard)
         if content is None:
             entry, verify = self.index.shards[shard], self.verify and shard not in self._verified
-            content = read_shard(self.folder, entry, self.index.header, verify=verify)
+            content = read_shard(self.store, entry, self.index.header, verify=verify)
             self._report(entry, content)
-            if len(content.x) == 0:
+            if len(content) == 0:
                 self._lost.add(shard)
                 return self._content(shard)
             self._verified.add(shard)
@@ -112,27 +132,32 @@ class ShardBatches:
         return content
 
     def _report(self, shard: Shard, content: ShardContent) -> None:
-        """Log a shard's problems once; raise when too much of the set is lost."""
+        """Log a shard's problems once; raise when too much is lost."""
         if not content.problems:
             return
         if shard.name not in self._problems:
             self._problems[shard.name] = content.problems
             for problem in content.problems:
-                _log.warning("%s: skipped %s", self.folder, problem)
-        bad, total = sum(problem.count for problem in self.problems), self.index.header.num_samples
+                _log.warning("%s: skipped %s", self.source, problem)
+        lost = {name: sum(p.count for p in problems) for name, problems in self._problems.items()}
+        bad, total = sum(lost.values()), self.order.total
         if bad > self.max_bad_fraction * total:
+            worst = max(lost, key=lambda name: lost[name])
+            noun = "sample" if lost[worst] == 1 else "samples"
             raise UserError(
-                f"{self.folder}: {bad} of {total} samples cannot be read, more than "
-                f"max_bad_fraction={self.max_bad_fraction:g} allows; first, {self.problems[0]}. "
-                "See `python -m data verify`, and write the set again"
+                f"{self.source}: {bad} of {total} samples cannot be read, more than data.max_bad_fraction="
+                f"{self.max_bad_fraction:g} allows; the worst shard is {worst} with {lost[worst]} {noun}, "
+                f"{self._problems[worst][0]}. See `python -m data verify`, and write the set again"
             )
 
-    def _evict(self, step: int) -> None:
-        """Forget the least recently used shards beyond the limit, but none of the current window."""
+    def _evict(self, positions: np.ndarray) -> None:
+        """Forget the least recently used shards beyond the limit, but none of the current windows."""
         held = sum(content.nbytes for content in self._cache.values())
         if held <= self.cache_bytes:
             return
-        window = set(self.order.shards(step))
+        window = {
+            shard for end in (positions.min(), positions.max()) for shard in self.order.shards(int(end))
+        }
         for shard in list(self._cache):
             if held <= self.cache_bytes:
                 return

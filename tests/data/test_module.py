@@ -10,8 +10,9 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loops.progress import _ProcessedTracker
 
-from data.module import DataModule, Stream, open_batches
+from data.module import DataModule, open_batches
 from data.procedural import PROCEDURAL
 from data.procedural_batches import ProceduralBatches
 from data.shards import ShardBatches
@@ -34,8 +35,8 @@ def test_an_endless_set_never_repeats_a_sample(world_size: int):
     ranks = [
         ProceduralBatches("mixture", 8, seed=1, rank=r, world_size=world_size) for r in range(world_size)
     ]
-    rows = torch.cat([ranks[r].batch(k).x for k in range(5) for r in range(world_size)])
-    assert torch.equal(rows, PROCEDURAL["mixture"].batch(torch.arange(40 * world_size), 1).x)
+    rows = torch.stack([torch.cat([ranks[r].batch(k).x for k in range(5)]) for r in range(world_size)], 1)
+    assert torch.equal(rows.flatten(0, 1), PROCEDURAL["mixture"].batch(torch.arange(40 * world_size), 1).x)
     assert ranks[0].batches_per_epoch is None
 
 
@@ -60,13 +61,6 @@ def test_a_finite_computed_set_equals_its_shards(tmp_path: Path, name: str, cach
 def test_wrong_sizes_are_refused(options: dict[str, int]):
     with pytest.raises(UserError, match="must be at least 1"):
         ProceduralBatches("clock", **options)  # type: ignore[arg-type]
-
-
-def test_a_stream_starts_where_it_is_told():
-    batches = open_batches("checkerboard", 4)
-    stream = iter(Stream(batches, 3))
-    for step in (3, 4, 5):
-        assert torch.equal(next(stream).x, batches.batch(step).x)
 
 
 class Recorder(L.LightningModule):
@@ -130,20 +124,61 @@ def test_each_lightning_rank_gets_its_own_batches():
     seen = []
     for rank in range(2):
         data = DataModule("mixture", 4, num_samples=16)
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=2)  # type: ignore[assignment]
-        stream = iter(data.train_dataloader())
+        stream = iter(on_rank(data, rank, 2).train_dataloader())
         seen += [next(stream).x for _ in range(2)]
     assert len(torch.unique(torch.cat(seen), dim=0)) == 16
 
 
-def test_state_is_refused_under_another_seed_or_batch_size():
+def on_rank(data: DataModule, rank: int, world_size: int, passes: int = 0) -> DataModule:
+    """The module as a trainer holds it."""
+    progress = SimpleNamespace(total=_ProcessedTracker(processed=passes))
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, fit_loop=loop)  # type: ignore[assignment]
+    return data
+
+
+def step_rows(data: DataModule, world_size: int, passes: range) -> torch.Tensor:
+    """The samples of these passes on all ranks, sorted."""
+    rows = torch.cat(
+        [
+            on_rank(data, r, world_size).train_dataloader().batch(k).x
+            for r in range(world_size)
+            for k in passes
+        ]
+    )
+    return rows[rows[:, 0].argsort()]
+
+
+def test_a_run_goes_on_with_other_numbers_of_ranks_and_the_same_samples_in_each_step(tmp_path: Path):
+    write_procedural("mixture", tmp_path, 100, shard_size=9)
+    whole = DataModule(tmp_path, 3, seed=2)  # four ranks, 12 samples a step
+    two = DataModule(tmp_path, 6, seed=2)
+    two.load_state_dict(on_rank(whole, 1, 4, passes=5).state_dict())
+    for step in range(5, 8):
+        assert torch.equal(
+            step_rows(two, 2, range(step - 5, step - 4)), step_rows(whole, 4, range(step, step + 1))
+        )
+    one = DataModule(tmp_path, 3, seed=2, accumulate=4)
+    one.load_state_dict(on_rank(two, 0, 2, passes=5 + 3).state_dict())
+    for step in range(8, 30):  # over ends of epochs
+        first = 4 * (step - 8)
+        assert torch.equal(
+            step_rows(one, 1, range(first, first + 4)), step_rows(whole, 4, range(step, step + 1))
+        )
+
+
+def test_state_is_refused_under_another_seed_or_global_batch():
     data = DataModule("mixture", 4, seed=1)
     state = data.state_dict()
-    assert state["step"] == 0
-    data.load_state_dict({**state, "step": 9})
-    assert data.train_dataloader().start_step == 9
-    with pytest.raises(UserError, match="batch_size is 8 but the checkpoint was trained with 4"):
-        DataModule("mixture", 8, seed=1).load_state_dict(state)
+    assert state == {"passes": 0, "used": 0, "streams": 1, "global_batch": 4, "seed": 1}
+    data.load_state_dict({**state, "passes": 9, "used": 36})
+    assert data.train_dataloader().layout.start == 36
+    other = DataModule("mixture", 8, seed=1)
+    other.load_state_dict(state)
+    with pytest.raises(UserError, match="x ranks is 8 but the checkpoint was trained with 4"):
+        other.train_dataloader()
     with pytest.raises(UserError, match="seed is 2"):
         DataModule("mixture", 4, seed=2).load_state_dict(state)
+    with pytest.raises(UserError, match="does not say"):
+        data.load_state_dict({"seed": 1})
     assert data.data_shape == (2,)

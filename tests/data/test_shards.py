@@ -37,9 +37,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     original = module.read_shard
 
-    def recorded(folder, shard, header, **options):
+    def recorded(store, shard, header, **options):
         names.append(shard.name)
-        return original(folder, shard, header, **options)
+        return original(store, shard, header, **options)
 
     monkeypatch.setattr(module, "read_shard", recorded)
     return names
@@ -143,7 +143,8 @@ def test_a_missing_shard_is_an_error_or_is_replaced_if_so_much_loss_is_allowed(
     with pytest.raises(UserError) as caught:
         epoch_rows(ShardBatches(folder, 6))
     message = str(caught.value)
-    assert "10 of 60 samples cannot be read" in message and f"{name}: is missing" in message
+    assert "10 of 60 samples cannot be read" in message
+    assert f"the worst shard is {name} with 10 samples, {name}: is missing" in message
     assert "max_bad_fraction" in message and "\n" not in message
     tolerant = ShardBatches(folder, 6, max_bad_fraction=0.2)
     caplog.clear()
@@ -152,6 +153,41 @@ def test_a_missing_shard_is_an_error_or_is_replaced_if_so_much_loss_is_allowed(
     assert [(p.where, p.count) for p in tolerant.problems] == [(name, 10)]
     assert sum(name in record.message for record in caplog.records) == 1
     assert torch.equal(epoch_rows(tolerant), epoch_rows(ShardBatches(folder, 6, max_bad_fraction=0.2)))
+
+
+def test_the_worst_shard_is_named_and_not_the_first(folder: Path):
+    for number, lost in ((1, 1), (2, 3), (4, 2)):
+        drop = tuple(f"{number}{row}.x.npy" for row in range(lost))
+        rewrite(folder, number, lambda n, old, drop=drop: None if n.endswith(drop) else old)
+    name = read_index(folder / INDEX_NAME).shards[2].name
+    with pytest.raises(UserError, match=f"6 of 60 samples .* the worst shard is {name} with 3 samples"):
+        ShardBatches(folder, 60, max_bad_fraction=0.09).batch(0)
+
+
+def test_the_allowed_fraction_is_of_the_whole_set_and_every_rank_notices_more(folder: Path):
+    shards = read_index(folder / INDEX_NAME).shards
+    (folder / shards[2].name).unlink()
+    for rank in range(3):  # a shard of six is half of a rank's share
+        batches = ShardBatches(folder, 6, rank=rank, world_size=3, max_bad_fraction=0.2)
+        assert len(torch.cat([batches.batch(k).x for k in range(40)])) == 240
+    (folder / shards[4].name).unlink()
+    for rank in range(3):
+        batches = ShardBatches(folder, 6, rank=rank, world_size=3, max_bad_fraction=0.2)
+        with pytest.raises(UserError, match="20 of 60 samples"):
+            for k in range(40):
+                batches.batch(k)
+
+
+def test_what_is_replaced_by_what_does_not_depend_on_what_was_read_before(folder: Path):
+    shards = read_index(folder / INDEX_NAME).shards
+    (folder / shards[2].name).unlink()
+    rewrite(folder, 4, lambda n, old: None if n == "000000041.x.npy" else old)
+    options: dict = {"max_bad_fraction": 0.3, "window": 12, "rank": 1, "world_size": 2}
+    whole = ShardBatches(folder, 6, **options)
+    expected = [whole.batch(k).x for k in range(15)]
+    for start in (14, 3, 9):
+        resumed = ShardBatches(folder, 6, cache_bytes=0, **options)
+        assert all(torch.equal(resumed.batch(k).x, expected[k]) for k in range(start, 15))
 
 
 def test_a_truncated_shard_is_read_up_to_the_cut(folder: Path):

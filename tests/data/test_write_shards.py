@@ -15,7 +15,8 @@ import webdataset as wds
 import data.write_shards as module
 from data.index import INDEX_NAME, read_index
 from data.procedural import clock_batch
-from data.write_shards import PROGRESS_NAME, write_procedural
+from data.write_set import PROGRESS_NAME
+from data.write_shards import write_procedural
 from fmtt.errors import UserError
 
 
@@ -61,21 +62,21 @@ def test_index_says_what_is_there_and_bytes_are_reproducible(tmp_path: Path):
 @pytest.mark.parametrize("stop_at", [0, 5, 9])
 def test_an_interrupted_write_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int):
     write_procedural("clock", tmp_path / "whole", 12, shard_size=4)
-    original = module._samples
+    original = module.ComputedSamples.__call__
 
-    def interrupted(header, source, indices):
-        if int(indices[0]) + len(indices) > stop_at:
+    def interrupted(self, start, stop):
+        if stop > stop_at:
             raise KeyboardInterrupt
-        return original(header, source, indices)
+        return original(self, start, stop)
 
     out = tmp_path / "out"
-    monkeypatch.setattr(module, "_samples", interrupted)
+    monkeypatch.setattr(module.ComputedSamples, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_procedural("clock", out, 12, shard_size=4)
     assert not (out / INDEX_NAME).exists()
     assert len(list(out.glob("*.tar"))) == stop_at // 4
     (out / ".clock-000002.tar.killed.tmp").write_bytes(b"left by a killed process")
-    monkeypatch.setattr(module, "_samples", original)
+    monkeypatch.setattr(module.ComputedSamples, "__call__", original)
     assert write_procedural("clock", out, 12, shard_size=4).kept == stop_at // 4
     assert contents(out) == contents(tmp_path / "whole")
 
@@ -106,7 +107,7 @@ def test_a_folder_with_another_set_is_refused(tmp_path: Path, monkeypatch: pytes
 def test_a_folder_where_another_write_was_interrupted_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(module, "_samples", lambda *args: 1 / 0)
+    monkeypatch.setattr(module.ComputedSamples, "__call__", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_procedural("clock", tmp_path, 4)
     assert [path.name for path in tmp_path.iterdir()] == [PROGRESS_NAME]
