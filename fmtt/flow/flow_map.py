@@ -16,7 +16,7 @@ from fmtt.tensor import batch_time, expand_like
 from fmtt.types import Cond, Time
 
 PREDICTIONS = ("velocity", "endpoint")
-MIN_TIME_LEFT = 0.02
+MIN_TIME_LEFT = 0.005
 """Floor of 1 - s where an endpoint prediction is divided by it."""
 
 

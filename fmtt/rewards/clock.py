@@ -1,8 +1,8 @@
 """Procedural analogue clocks: geometry, the density of their times, and an anti-aliased renderer.
 
 A clock is a time in minutes, T in [0, 720), and four shades in [0, 1] (face, rim, hour hand, minute
-hand). Images are (B, 3, SIZE, SIZE) with values in [-0.5, 0.5] (RGB minus one half). Lengths are in
-units of half the image side, measured from the centre; angles in radians, clockwise from 12 o'clock.
+hand). Images are (B, 3, SIZE, SIZE) with values in VALUE_RANGE: SCALE (RGB - 1/2). Lengths are in units of
+half the image side, measured from the centre; angles in radians, clockwise from 12 o'clock.
 """
 
 from __future__ import annotations
@@ -19,10 +19,16 @@ SIZE = 32
 DATA_SHAPE = (3, SIZE, SIZE)
 MINUTES = 720
 NUM_SHADES = 4
+SCALE = 0.5
+"""How large the data are beside the noise of variance 1. At this scale a clock's time is decided around the
+middle of the path, so that evenly spaced steps are well spent and a look-ahead has something to look ahead
+to; at scale 1 it would be decided in the first third."""
+VALUE_RANGE = (-SCALE / 2, SCALE / 2)
+"""The values of black and white."""
 
 RIM_RADIUS, FACE_RADIUS, TICK_RADII, CAP_RADIUS = 0.97, 0.84, (0.72, 0.80), 0.10
-HOUR_LENGTH, HOUR_WIDTH = 0.46, 0.20
-MINUTE_LENGTH, MINUTE_WIDTH = 0.70, 0.13
+HOUR_LENGTH, HOUR_WIDTH = 0.50, 0.34
+MINUTE_LENGTH, MINUTE_WIDTH = 0.70, 0.09
 
 # Each part's colour runs linearly between two RGB values as its shade goes from 0 to 1.
 BACKGROUND = (0.55, 0.56, 0.58)
@@ -174,11 +180,16 @@ def colours(shades: Tensor) -> Tensor:
 
 
 def render(clock: Clock, size: int = SIZE) -> Tensor:
-    """Images (B, 3, size, size) in [-0.5, 0.5]."""
+    """Images (B, 3, size, size) with values in VALUE_RANGE."""
     image = torch.einsum("bkhw,bkc->bchw", layer_weights(clock.time, size), colours(clock.shades.float()))
-    return image - 0.5
+    return SCALE * (image - 0.5)
+
+
+def unscale(images: Tensor) -> Tensor:
+    """RGB of images of this data set, as far as they keep within its range in [0, 1]."""
+    return images / SCALE + 0.5
 
 
 def to_rgb(images: Tensor) -> Tensor:
     """Clip images of this data set to displayable RGB in [0, 1]."""
-    return (images.float() + 0.5).clamp(0, 1)
+    return unscale(images.float()).clamp(0, 1)

@@ -33,7 +33,7 @@ def hand_moments(images: Tensor) -> tuple[Tensor, Tensor]:
     radius = (x.square() + y.square()).sqrt()
     inside = ((radius > inner) & (radius < outer)).to(images.dtype)
     positions = (torch.stack([x, y], dim=-1) * inside[..., None]).to(images.dtype)  # (H, W, 2)
-    redness = images[:, 0] - images[:, 2]
+    redness = (images[:, 0] - images[:, 2]) / clock.SCALE
     cell = (2 / images.shape[-1]) ** 2
     hour, minute = (redness - COLOUR_FLOOR).relu(), (-redness - COLOUR_FLOOR).relu()
     return (

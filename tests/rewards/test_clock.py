@@ -66,12 +66,15 @@ def test_layers_share_out_every_pixel():
 def test_a_clock_looks_as_its_colours_say():
     image = clock.render(clock.Clock(torch.tensor([180.0]), torch.zeros(1, 4)))[0]  # three o'clock
     assert image.shape == clock.DATA_SHAPE
+    low, high = clock.VALUE_RANGE
+    assert low <= image.min() and image.max() <= high
+    image = clock.unscale(image)
     middle = clock.SIZE // 2
-    torch.testing.assert_close(image[:, 0, 0] + 0.5, torch.tensor(clock.BACKGROUND))
+    torch.testing.assert_close(image[:, 0, 0], torch.tensor(clock.BACKGROUND))
     hour_pixel, minute_pixel = image[:, middle, middle + 5], image[:, middle - 8, middle]
     assert hour_pixel[0] - hour_pixel[2] > 0.5  # red to the right
     assert minute_pixel[2] - minute_pixel[0] > 0.2  # blue at the top, a hand about two pixels wide
-    assert torch.allclose(clock.to_rgb(image[None])[0], image + 0.5)
+    assert torch.allclose(clock.to_rgb(clock.SCALE * (image[None] - 0.5))[0], image)
 
 
 def test_rendering_is_periodic_and_moves_the_hour_hand_with_the_minutes():

@@ -31,7 +31,9 @@ def test_every_minute_is_read(day: clock.Clock, images: torch.Tensor):
 
 def test_times_between_minutes_and_slight_noise_are_read(day: clock.Clock):
     time = day.time + 0.5
-    noise = 0.02 * torch.randn(clock.MINUTES, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    noise = (
+        0.02 * clock.SCALE * torch.randn(clock.MINUTES, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    )
     reading = clock_judge.read(clock.render(clock.Clock(time, day.shades)) + noise)
     assert clock.time_difference(reading.time, time).abs().max() <= 2
     assert reading.readable.all()
@@ -46,10 +48,10 @@ def blur(images: torch.Tensor) -> torch.Tensor:
     [
         blur,
         lambda x: x.mean(0, keepdim=True),
-        lambda x: x + 0.12 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)),
+        lambda x: x + 0.12 * clock.SCALE * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)),
         lambda x: x.flip(1),  # a blue hour hand
         torch.zeros_like,
-        lambda x: torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) - 0.5,
+        lambda x: clock.SCALE * (torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) - 0.5),
     ],
     ids=["blurred", "mean", "noisy", "swapped", "blank", "noise"],
 )

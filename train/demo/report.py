@@ -19,7 +19,7 @@ from fmtt.rewards import clock, clock_judge
 from fmtt.rewards.clock_reward import ClockReward
 from train.demo import hit_rate
 
-VALUES = (-0.5, 0.5)
+VALUES = clock.VALUE_RANGE
 PICTURED = 8
 TILT_PARTICLES = 256
 """Enough for the weighted particles to settle on the target."""
