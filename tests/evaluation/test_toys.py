@@ -73,7 +73,7 @@ def test_the_truth_agrees_with_exact_draws(law, reward):
 
 
 def test_the_ring_truth_is_the_closed_form():
-    """A mode at y = m < 0 keeps exp(-m² / (1 + 2 v)) / sqrt(1 + 2 v) of its mass, one at y = 0 half of that."""
+    """A mode at y = m < 0 keeps exp(-m² / (1 + 2 v)) / sqrt(1 + 2 v) of its mass, one at 0 half of that."""
     spread = 1 + 2 * 0.55**2
     below = [(2, 0.0, 0.5), (2, 4.8 / math.sqrt(2), 1.0), (1, 4.8, 1.0)]
     left = sum(n * share * math.exp(-(m**2) / spread) / math.sqrt(spread) for n, m, share in below)

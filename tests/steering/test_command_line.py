@@ -21,13 +21,8 @@ OF_THE_COMMAND = {"command", "run", "export", "reward", "out", "seed", "judge", 
 def test_options_are_named_as_arguments_with_the_same_defaults(command: str, function: object) -> None:
     args = vars(build_parser().parse_args([command, "e", "--reward", "r", "--out", "o"]))
     known = inspect.signature(function).parameters  # type: ignore[arg-type]
-    own = {
-        "num_particles",
-        "num_populations",
-        "keep",
-        "rounds",
-        "init_is",
-    }  # the shell has defaults of its own for these
+    # The shell has defaults of its own for these.
+    own = {"num_particles", "num_populations", "keep", "rounds", "init_is"}
     for name, value in args.items():
         if name in OF_THE_COMMAND:
             continue
