@@ -19,7 +19,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo data teacher map test test-slow test-cluster check certify bench clean force
+.PHONY: help install demo data teacher map test test-slow test-cluster check certify bench bench-data clean force
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -66,6 +66,9 @@ certify: $(STAMP) ## check every look-ahead and weight rule against closed forms
 
 bench: $(STAMP) ## time network passes, sampling and tilting on this machine; runs/bench/summary.json
 	@$(PY) tests/benchmarks/passes.py --out runs/bench
+
+bench-data: $(STAMP) ## time reading shards beside plain webdataset and a raw tar; runs/bench-data/summary.json
+	@$(PY) -m tests.benchmarks.reading --out runs/bench-data
 
 clean: ## remove caches and build products (runs/ and .venv stay; remove those by hand)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -101,7 +101,7 @@ class Member:
             good = (rows.view(np.uint16) & exponent) != exponent
         else:
             good = np.isfinite(rows)
-        return good.all(axis=tuple(range(1, rows.ndim)))
+        return np.asarray(good.all(axis=tuple(range(1, rows.ndim))))
 
     def tensor(self, rows: np.ndarray) -> Tensor:
         """Stacked ``rows`` as training takes them: numbers with a fraction in float32, others as stored."""

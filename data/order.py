@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -89,11 +90,11 @@ class Order:
         window = int(position - self._start(epoch)) // self.window
         return tuple(np.unique(self._window_samples(epoch, window)[:, 0]).tolist())
 
-    def _start(self, epoch, rank=None):
+    def _start(self, epoch: Any, rank: Any = None) -> Any:
         """Samples that a rank (this one) has seen before ``epoch``; summed over ranks, epoch x total."""
         return (epoch * self.total + (self.rank if rank is None else rank)) // self.world_size
 
-    def _epoch(self, position):
+    def _epoch(self, position: Any) -> Any:
         """The last epoch whose start is not after ``position``."""
         return ((position + 1) * self.world_size - 1 - self.rank) // self.total
 

@@ -104,7 +104,7 @@ def _samples(content: bytes, failures: list[str]) -> Iterator[tuple[str, dict[st
                         yield current, found
                     current, found = key, {}
                 found[name] = content[member.offset_data : end]
-                tar.members.clear()  # else every header is kept
+                tar.members.clear()  # type: ignore[attr-defined]  # else every header is kept
     except (tarfile.TarError, ValueError) as error:
         failures.append(str(error))
     if found:

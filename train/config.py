@@ -61,11 +61,26 @@ class EmaConfig:
 
 
 @dataclass
+class SourceConfig:
+    """One of several sources and its share relative to the others'."""
+
+    source: str = "???"
+    weight: float = 1.0
+
+
+@dataclass
 class DataConfig:
     """Where training samples come from."""
 
     source: str = "clock"
-    """A folder of shards (python -m data write), or the name of a procedural set."""
+    """A folder of shards (python -m data write), an http(s) address or pipe: command, or a procedural set."""
+    sources: list[SourceConfig] = field(default_factory=list)
+    """Several sources mixed by weight, in place of source."""
+    max_bad_fraction: float = 0.01
+    """Share of damaged samples that is skipped and replaced; beyond it training stops."""
+    timeout: float = 30.0
+    """Seconds to wait for a remote shard, and how often to try."""
+    tries: int = 3
     value_range: list[float] = field(default_factory=lambda: [-1.0, 1.0])
     """The data values that stand for black and white in pictures."""
 

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
+from data.mixing import Source
 from data.module import DataModule
 from fmtt.errors import UserError
 from fmtt.files import atomic_write, write_json
@@ -32,7 +33,7 @@ from train.run_lock import run_lock
 RESUME_FIXED = (
     *("seed", "batch_size", "teacher", "student", "objective", "guidance", "times", "optimizer", "ema"),
     "weighting",
-    *("data.source", "trainer.accumulate"),
+    *("data.source", "data.sources", "trainer.accumulate"),
 )
 """Keys that a run cannot change when it continues."""
 
@@ -161,7 +162,16 @@ def train(config: Config, stage: str) -> Path:
 def _train(config: Config, stage: str, request: StopRequest) -> Path:
     run_dir = Path(config.run_dir)
     quiet_lightning()
-    data = DataModule(config.data.source, config.batch_size, seed=config.seed)
+    d = config.data
+    data = DataModule(
+        [Source(s.source, s.weight) for s in d.sources] or d.source,
+        config.batch_size,
+        seed=config.seed,
+        accumulate=config.trainer.accumulate,
+        max_bad_fraction=d.max_bad_fraction,
+        timeout=d.timeout,
+        tries=d.tries,
+    )
     module = build_module(config, stage, data.data_shape)
     c = config.checkpoint
     checkpoints = Checkpoints(run_dir / "checkpoints", c.every_steps, c.keep, c.best, request)

@@ -83,6 +83,9 @@ def test_verify_lists_every_problem(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["write", "clock", "--out", "OUT", "--num-samples", "-4"], "num-samples must be at least 1"),
         (["write", "clock", "--out", "OUT/file/x", "--num-samples", "4"], "cannot write"),
         (["verify", "OUT/nowhere"], "is not a folder"),
+        (["verify", "pipe:cat OUT/{shard}"], "give --out DIR"),
+        (["verify", "OUT", "--timeout", "0"], "data.timeout must be greater than 0"),
+        (["write", "clock", "--out", "OUT/x", "--num-samples", "4", "--processes", "0"], "processes must be"),
         (["verify", "OUT"], "index.json is missing"),
     ],
 )

@@ -166,9 +166,9 @@ def test_problems_come_in_order_from_several_processes(tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_write_that_is_killed_goes_on_with_another_number_of_processes(root: Path, tmp_path: Path):
-    write_procedural("clock", tmp_path / "whole", 12_000, shard_size=500)
+    write_procedural("clock", tmp_path / "whole", 3_000, shard_size=250)
     command = [sys.executable, "-m", "data", "write", "clock", "--out", str(tmp_path / "out")]
-    command += ["--num-samples", "12000", "--shard-size", "500", "--processes", "2"]
+    command += ["--num-samples", "3000", "--shard-size", "250", "--processes", "2"]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
     while process.poll() is None and not list((tmp_path / "out").glob("*.tar")):
@@ -181,5 +181,5 @@ def test_a_write_that_is_killed_goes_on_with_another_number_of_processes(root: P
             os.killpg(process.pid, 0)
             time.sleep(0.1)
     assert not (tmp_path / "out" / INDEX_NAME).exists()
-    assert write_procedural("clock", tmp_path / "out", 12_000, shard_size=500).kept >= 0
+    write_procedural("clock", tmp_path / "out", 3_000, shard_size=250)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
