@@ -6,6 +6,7 @@ import importlib.metadata
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -65,7 +66,7 @@ def pins() -> dict[str, str]:
 @pytest.fixture
 def export(tmp_path: Path) -> Path:
     """An untrained flow map over images, written as an export."""
-    args = {"dim": 16, "depth": 1, "heads": 2}
+    args: dict[str, Any] = {"dim": 16, "depth": 1, "heads": 2}
     flow_map = NeuralFlowMap(DiT((3, 32, 32), **args), Linear(), (3, 32, 32))
     save(flow_map, tmp_path / "export", network="dit", network_args=args, trained={}, metrics={}, card="")
     return tmp_path / "export"

@@ -29,20 +29,26 @@ def sliced_wasserstein(a: Tensor, b: Tensor, projections: Tensor) -> Tensor:
     return (u - v).square().mean().sqrt() * math.sqrt(a.shape[1])
 
 
-def mmd(a: Tensor, b: Tensor, bandwidth: float) -> Tensor:
+def _kernel(x: Tensor, y: Tensor, bandwidth: float) -> Tensor:
+    return torch.exp(torch.cdist(x, y).square() / (-2 * bandwidth**2))
+
+
+def self_similarity(x: Tensor, bandwidth: float) -> Tensor:
+    """Mean kernel over the distinct pairs of a sample (N, d)."""
+    n = len(x)
+    return (_kernel(x, x, bandwidth).sum() - n) / (n * (n - 1))
+
+
+def mmd(a: Tensor, b: Tensor, bandwidth: float, *, own: Tensor | None = None) -> Tensor:
     """Squared maximum mean discrepancy of samples a (N, d), b (M, d), kernel exp(-|x - y|² / (2 h²)).
 
     The unbiased estimate: its mean is 0 for one law, so it may be slightly negative.
+
+    Args:
+        own: :func:`self_similarity` of b, where several samples are compared with the same one.
     """
-
-    def kernel(x: Tensor, y: Tensor) -> Tensor:
-        return torch.exp(torch.cdist(x, y).square() / (-2 * bandwidth**2))
-
-    def within(x: Tensor) -> Tensor:
-        n = len(x)
-        return (kernel(x, x).sum() - n) / (n * (n - 1))
-
-    return within(a) + within(b) - 2 * kernel(a, b).mean()
+    own = self_similarity(b, bandwidth) if own is None else own
+    return self_similarity(a, bandwidth) + own - 2 * _kernel(a, b, bandwidth).mean()
 
 
 class Drift(NamedTuple):

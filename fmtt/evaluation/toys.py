@@ -89,7 +89,8 @@ def _row(
     reference = exact_samples(toy, TRUTH_SAMPLES, measure)
     lines = distances.directions(2, distances.PROJECTIONS, measure, drawn)
     n = drawn.shape[1]
-    squared = [distances.mmd(x, reference, toy.bandwidth) for x in drawn]
+    own = distances.self_similarity(reference, toy.bandwidth)
+    squared = [distances.mmd(x, reference, toy.bandwidth, own=own) for x in drawn]
     sliced = [distances.sliced_wasserstein(x, exact_samples(toy, n, measure), lines) for x in drawn]
     return Row(
         name,

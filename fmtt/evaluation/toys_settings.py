@@ -1,7 +1,7 @@
 """The FMTT authors' two toy settings, with our parameters where theirs are not published, and the truth.
 
 Eight modes. Law: equal Gaussians of deviation 0.55 at angles k pi / 4 on a circle of radius 4.8. Reward: -y²
-where the first coordinate y is negative, else 0. Run: 200 steps, noise eps_t = 3 alpha_t, no resampling.
+where the first coordinate y is negative, else 0. Run: 400 steps, noise eps_t = 3 alpha_t, no resampling.
 Columns: what the guided particles themselves show before any weight (the published row can be no weighted
 estimate: right weights agree with the truth for every look-ahead), and beside it the weighted estimates.
 

@@ -20,7 +20,7 @@ from fmtt.evaluation.toys import Column, Row
 from fmtt.evaluation.toys_settings import Toy, Truth
 from fmtt.files import make_writable, write_json
 
-RING_STEPS = 200
+RING_STEPS = 400
 CYCLOID_STEPS = (50, 100, 200, 500)
 PUBLISHED_RING = {
     "flow_map": (0.830, -0.13, 0.97),

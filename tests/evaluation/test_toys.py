@@ -130,7 +130,7 @@ def test_distances_of_samples():
 @pytest.mark.slow
 def test_the_maps_look_ahead_is_nearest_to_the_truth():
     """A reduced form of tests/benchmarks/toys.py."""
-    for toy, steps in ((toys_settings.ring(), 200), (toys_settings.cycloid(), 50)):
+    for toy, steps in ((toys_settings.ring(), 400), (toys_settings.cycloid(), 50)):
         rows = toys.sweep(toy, (steps,), particles=500, populations=16)
         lost = [c for c in toys.contests(toy, rows) if not c.won]
         assert not lost, lost

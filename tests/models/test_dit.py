@@ -69,4 +69,4 @@ def test_rms_norm_has_unit_mean_square_in_every_dtype():
 )
 def test_impossible_sizes_are_refused(arguments: dict[str, int], message: str):
     with pytest.raises(ValueError, match=message):
-        DiT((3, 8, 8), **{"patch": 4, "dim": 16, "heads": 4, **arguments})
+        DiT((3, 8, 8), **{"patch": 4, "dim": 16, "heads": 4, **arguments})  # pyright: ignore[reportArgumentType]

@@ -26,7 +26,7 @@ def test_options_are_named_as_arguments_with_the_same_defaults(command: str, fun
     for name, value in args.items():
         if name in OF_THE_COMMAND:
             continue
-        parameter = known[ALIASES[name] if name in ALIASES else name]
+        parameter = known[str(ALIASES.get(name, name))]
         assert name in own or value == parameter.default, name
 
 

@@ -15,7 +15,7 @@ from fmtt.models.mlp import MLP
 from fmtt.tensor import expand_like
 from train.losses import OBJECTIVES, PathSample, Times
 from train.losses.base import mean_square, sample_path
-from train.losses.trajectory import LEGS, heun
+from train.losses.trajectory import CHAIN_WEIGHT, LEGS, heun
 
 
 def small_map(kind: str, seed: int, prediction: str) -> NeuralFlowMap:
@@ -95,7 +95,7 @@ def esd_definition(
 
 
 def trajectory_definition(student: NeuralFlowMap, teacher: NeuralFlowMap, x: Tensor, times: Times) -> Tensor:
-    """Jump by jump, on states that the objective's own solver gives."""
+    """Jump by jump, and in chains, on states that the objective's own solver gives."""
     at, states = [*times, torch.ones_like(times.s)], [x]
     for k, (steps, power) in enumerate(LEGS):
         states.append(heun(teacher.velocity, states[-1], at[k], at[k + 1], None, steps=steps, power=power)[0])
@@ -106,6 +106,11 @@ def trajectory_definition(student: NeuralFlowMap, teacher: NeuralFlowMap, x: Ten
             quotient = (states[j] - states[i]) / expand_like(b - a, x)
             error = student.average_velocity(states[i], a, b) - quotient
             total = total + (1 - a) ** 2 * error.square().flatten(1).mean(1) / 6
+    for first in (0, 1):
+        end = states[first]
+        for a, b in zip(at[first:-1], at[first + 1 :], strict=True):
+            end = end + expand_like(b - a, x) * student.average_velocity(end, a, b)
+        total = total + CHAIN_WEIGHT / 2 * (end - states[3]).square().flatten(1).mean(1)
     return total
 
 
@@ -187,7 +192,7 @@ def test_compiled_equals_eager(name, kind, generator):
         return OBJECTIVES[name](student, teacher.velocity, path, times).per_sample
 
     results = []
-    # Where the gradient goes through the tangent, inductor would reuse the buffer of a tangent known to be zero.
+    # Where the gradient goes through the tangent, inductor would reuse the buffer of a tangent that is zero.
     through = name in ("lsd", "esd", "tvm")
     for run in (step, torch.compile(step, options={"allow_buffer_reuse": not through})):
         loss = run(path, times)

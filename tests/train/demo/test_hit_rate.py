@@ -14,10 +14,8 @@ def test_every_variant_keeps_its_budgets(monkeypatch: pytest.MonkeyPatch) -> Non
     teacher = fmtt.load("clock-teacher")
     for variants in hit_rate.METHODS.values():
         for variant in variants:
-            for budget, o in zip(
-                (100, 137), hit_rate.outcomes(variant, teacher, teacher, runs=1), strict=True
-            ):
-                assert 0.36 * budget <= o.passes <= budget, variant  # one base sample of 50 passes in 137
+            (found,) = hit_rate.outcomes(variant, teacher, teacher, runs=1)
+            assert 50 <= found.passes <= 100, variant  # one base sample costs 50
 
 
 def test_the_variant_that_hits_more_often_counts(monkeypatch: pytest.MonkeyPatch) -> None:
