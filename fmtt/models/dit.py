@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from fmtt.models.attention import attention
 from fmtt.models.embeddings import GuidanceEmbedding, TimeEmbedding, grid_positions
 from fmtt.models.norm import rms_norm
+from fmtt.models.principal import PrincipalEmbedding
 from fmtt.types import Cond
 
 
@@ -57,6 +58,8 @@ class DiT(nn.Module):
             ``num_classes`` itself is the null label.
         guidance: whether the map is conditioned on a guidance scale, ``cond["guidance_scale"]`` (B,); 1
             (no guidance) where it is not given. Enters through a zero-initialised embedding.
+        principal: if positive, tokens are made from this many principal components of the data instead of
+            patches of the sample; for data that lie near a subspace. Training finds them.
         max_frequency, second_max_frequency: highest frequencies of the two time embeddings.
     """
 
@@ -71,6 +74,7 @@ class DiT(nn.Module):
         mlp_ratio: float = 4.0,
         num_classes: int = 0,
         guidance: bool = False,
+        principal: int = 0,
         max_frequency: float = 8.0,
         second_max_frequency: float = 4.0,
     ) -> None:
@@ -82,7 +86,11 @@ class DiT(nn.Module):
             raise ValueError(f"dim {dim} must be divisible by 4 and by heads {heads}")
         self.patch, self.grid, self.num_classes = patch, (H // patch, W // patch), num_classes
         width = C * patch * patch
-        self.embed = nn.Linear(width, dim)
+        tokens = self.grid[0] * self.grid[1]
+        if principal:
+            self.embed = PrincipalEmbedding(C * H * W, principal, tokens, dim)
+        else:
+            self.embed = nn.Linear(width, dim)
         self.positions = nn.Parameter(grid_positions(*self.grid, dim))
         self.time = TimeEmbedding(dim, max_frequency=max_frequency)
         self.second_time = TimeEmbedding(dim, max_frequency=second_max_frequency, zero_init=True)
@@ -107,11 +115,19 @@ class DiT(nn.Module):
             raise ValueError('this network is class-conditional: pass cond={"label": (B,) integers}')
         return c + self.label(cond["label"])
 
+    def embed_sample(self, x: Tensor) -> Tensor:
+        """Tokens (B, T, dim) of samples (B, C, H, W)."""
+        if isinstance(self.embed, PrincipalEmbedding):
+            return self.embed(x)
+        B, C, _, _ = x.shape
+        (h, w), p = self.grid, self.patch
+        patches = x.reshape(B, C, h, p, w, p).permute(0, 2, 4, 1, 3, 5).reshape(B, h * w, C * p * p)
+        return self.embed(patches)
+
     def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         B, C, H, W = x.shape
         (h, w), p = self.grid, self.patch
-        patches = x.reshape(B, C, h, p, w, p).permute(0, 2, 4, 1, 3, 5).reshape(B, h * w, C * p * p)
-        tokens = self.embed(patches) + self.positions  # (B, T, dim)
+        tokens = self.embed_sample(x) + self.positions  # (B, T, dim)
         c = F.silu(self.embed_condition(s, t, cond))
         modulation = self.modulation(c).reshape(B, 6, -1)
         for block in self.blocks:
