@@ -75,7 +75,8 @@ def average_velocity(
 ) -> tuple[Tensor, Tensor]:
     """(u_{s,t}(x), its derivative in t or zeros), both (B, *D), with X_{s,t}(x) = x + (t - s) u.
 
-    A map that has no ``average_velocity`` of its own gets it from X, which needs s < t.
+    A map that has no ``average_velocity`` of its own gets it from X, where s < t, and from its velocity,
+    where s = t; the derivative then needs s < t.
     """
 
     def u(t_: Tensor) -> Tensor:
@@ -85,7 +86,12 @@ def average_velocity(
 
     if derivative:
         return differentiate(u, (t,), (torch.ones_like(t),), s, t)
-    value = u(t)
+    on_diagonal = expand_like(s == t, x)
+    if isinstance(flow_map, HasAverageVelocity) or not bool(on_diagonal.any()):
+        value = u(t)
+    else:
+        gap = torch.where(on_diagonal, 1, expand_like(t - s, x))
+        value = torch.where(on_diagonal, flow_map.velocity(x, s, cond), (flow_map(x, s, t, cond) - x) / gap)
     return value, torch.zeros_like(value)
 
 

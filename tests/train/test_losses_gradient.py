@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from fmtt.models.mlp import MLP
 from fmtt.tensor import expand_like
 from train.losses import OBJECTIVES, PathSample, Times
 from train.losses.base import mean_square, sample_path
-from train.losses.trajectory import CHAIN_WEIGHT, LEGS, heun
+from train.losses.trajectory import CHAIN_WEIGHT, JUMPS, chain_stops, follow, jump_ends, shares, time_grid
 
 
 def small_map(kind: str, seed: int, prediction: str) -> NeuralFlowMap:
@@ -95,23 +96,24 @@ def esd_definition(
 
 
 def trajectory_definition(student: NeuralFlowMap, teacher: NeuralFlowMap, x: Tensor, times: Times) -> Tensor:
-    """Jump by jump, and in chains, on states that the objective's own solver gives."""
-    at, states = [*times, torch.ones_like(times.s)], [x]
-    for k, (steps, power) in enumerate(LEGS):
-        states.append(heun(teacher.velocity, states[-1], at[k], at[k + 1], None, steps=steps, power=power)[0])
-    total = torch.zeros(len(x), dtype=x.dtype)
-    for i in range(3):
-        for j in range(i + 1, 4):
-            a, b = at[i], at[j]
-            quotient = (states[j] - states[i]) / expand_like(b - a, x)
-            error = student.average_velocity(states[i], a, b) - quotient
-            total = total + (1 - a) ** 2 * error.square().flatten(1).mean(1) / 6
-    for first in (0, 1):
-        end = states[first]
-        for a, b in zip(at[first:-1], at[first + 1 :], strict=True):
-            end = end + expand_like(b - a, x) * student.average_velocity(end, a, b)
-        total = total + CHAIN_WEIGHT / 2 * (end - states[3]).square().flatten(1).mean(1)
-    return total
+    """Sample by sample: its jumps and its chain between the points that the objective chose."""
+    first, second = shares(times)
+    true, total = follow(teacher.velocity, x, time_grid(times.s, first), None), []
+    starts, ends, stops = *jump_ends(first, second), chain_stops(first, second)
+    for n in range(len(x)):
+        t, states, loss = true.t[n], true.states[n], torch.zeros((), dtype=x.dtype)
+
+        def u(place: Tensor, i: int, j: int, t: Tensor = t) -> Tensor:
+            return student.average_velocity(place[None], t[i : i + 1], t[j : j + 1])[0]
+
+        for i, j in zip(starts[:, n].tolist(), ends[:, n].tolist(), strict=True):
+            target = true.velocities[n, i] if i == j else (states[j] - states[i]) / (t[j] - t[i])
+            loss = loss + (1 - t[i]) ** 2 * (u(states[i], i, j) - target).square().mean() / JUMPS
+        place = states[stops[0, n]]
+        for i, j in pairwise(stops[:, n].tolist()):
+            place = place + (t[j] - t[i]) * u(place, i, j)
+        total.append(loss + CHAIN_WEIGHT * (place - states[-1]).square().mean())
+    return torch.stack(total)
 
 
 def problem(kind: str, prediction: str, generator: torch.Generator, *, on_diagonal: int):

@@ -1,8 +1,9 @@
-"""Regression on the teacher's own trajectory: every jump between four of its points."""
+"""Regression on the teacher's own trajectory: jumps between any of its points, and chains of jumps."""
 
 from __future__ import annotations
 
-from itertools import combinations, pairwise
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,73 +13,116 @@ from fmtt.tensor import expand_like
 from fmtt.types import Cond, FlowMap, VelocityField
 from train.losses.base import LossOutput, PathSample, Times, mean_square
 
-LEGS = ((3, 1.0), (3, 1.0), (5, 2.0))
-"""Heun steps of s -> u -> t -> 1, and the power by which they shorten towards a leg's end: near t = 1 the
-velocity changes fastest. On the clock the last state is then off by 0.006 root mean square."""
-CHAIN_WEIGHT = 0.5
-SHORTEST = 1e-3
-"""Jumps shorter than this are given the velocity itself: their difference quotient would be rounding."""
+LEGS = 12
+"""Heun steps from s to 1. On the clock the last state is then off by 0.006 root mean square."""
+CROWDING = 1.25
+"""Power by which legs shorten towards t = 1, where the velocity changes fastest."""
+JUMPS = 8
+"""Jumps per trajectory. Following the teacher costs 2 LEGS - 1 of its passes, which they share."""
+TO_THE_END, ON_THE_DIAGONAL = 0.5, 0.1
+"""Shares of the jumps that end at t = 1, and that have no length: the velocity."""
+CHAIN, CHAIN_FROM_START, CHAIN_WEIGHT = 4, 0.4, 0.5
+"""Jumps of a chain, share of the chains that start at s, and the weight of their error."""
+GOLDEN, SILVER = 0.6180339887, 0.4142135624
 
 
-def heun(
-    teacher: VelocityField,
-    x: Tensor,
-    start: Tensor,
-    end: Tensor,
-    cond: Cond | None,
-    *,
-    steps: int,
-    power: float,
-) -> tuple[Tensor, Tensor]:
-    """(state at ``end``, velocity at ``start``) of the teacher's ODE, both (B, *D); times (B,).
+class Trajectory(NamedTuple):
+    """Points of the teacher's trajectories: times t (B, LEGS + 1) from s to 1, states (B, LEGS + 1, *D), and
+    velocities (B, LEGS, *D) at all but the last."""
 
-    A step that ends at t = 1 is an Euler step: there the velocity is not known.
+    t: Tensor
+    states: Tensor
+    velocities: Tensor
+
+
+def shares(times: Times) -> tuple[Tensor, Tensor]:
+    """Two numbers in [0, 1] per sample, (B,) each: where t lies in [s, 1], and u in [s, t].
+
+    All that is drawn at random here is a function of them, so a run resumes exactly.
     """
-    grid = [end - (end - start) * (1 - k / steps) ** power for k in range(steps + 1)]
-    first = velocity = teacher(x, start, cond)
-    for k, (a, b) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
-        velocity = first if k == 0 else teacher(x, a, cond)
+    first = (times.t - times.s) / (1 - times.s).clamp_min(1e-6)
+    second = (times.u - times.s) / (times.t - times.s).clamp_min(1e-6)
+    return first.clamp(0, 1), second.clamp(0, 1)
+
+
+def time_grid(s: Tensor, shift: Tensor) -> Tensor:
+    """Times (B, LEGS + 1) from s to 1; the inner ones move with ``shift`` in [0, 1]."""
+    inner = torch.arange(1, LEGS, device=s.device) + 0.4 - 0.8 * shift[:, None]
+    ends = s.new_zeros(len(s), 1), s.new_ones(len(s), 1)
+    grid = torch.cat([ends[0], inner / LEGS, ends[1]], dim=1)
+    return s[:, None] + (1 - s[:, None]) * (1 - (1 - grid) ** CROWDING)
+
+
+@torch.no_grad()
+def follow(teacher: VelocityField, x: Tensor, t: Tensor, cond: Cond | None) -> Trajectory:
+    """The teacher's ODE from x (B, *D) through the times t (B, K + 1), by Heun's method.
+
+    The last step, which ends at t = 1, is an Euler step: there the velocity is not known.
+    """
+    states, velocities = [x], []
+    for k, (a, b) in enumerate(pairwise(t.unbind(1))):
+        velocity = teacher(x, a, cond)
         h = expand_like(b - a, x)
-        guess, inside = x + h * velocity, b < 1
-        if bool(inside.any()):
-            corrected = x + h / 2 * (velocity + teacher(guess, b, cond))
-            guess = torch.where(expand_like(inside, x), corrected, guess)
-        x = guess
-    return x, first
+        ahead = x + h * velocity
+        x = ahead if k == t.shape[1] - 2 else x + h / 2 * (velocity + teacher(ahead, b, cond))
+        states.append(x)
+        velocities.append(velocity)
+    return Trajectory(t, torch.stack(states, 1), torch.stack(velocities, 1))
+
+
+def jump_ends(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices (JUMPS, B) of the points that jumps lead from and to; equal where they have no length.
+
+    Starts are spread evenly over the legs; ends are a low-discrepancy sequence.
+    """
+    q = torch.arange(JUMPS, device=first.device)[:, None]
+    start = (LEGS * (q + second) / JUMPS).long().clamp_max(LEGS - 1)
+    kind, length = (7 * first + q * GOLDEN) % 1, (5 * first + 3 * second + q * SILVER) % 1
+    end = start + 1 + (length * (LEGS - start)).long()
+    end = torch.where(kind < TO_THE_END, LEGS, end.clamp_max(LEGS))
+    return start, torch.where(kind >= 1 - ON_THE_DIAGONAL, start, end)
+
+
+def chain_stops(first: Tensor, second: Tensor) -> Tensor:
+    """Indices (CHAIN + 1, B) of points, nearly evenly spaced up to the last."""
+    start = ((3 * second + first) % 1 * (LEGS - CHAIN)).long()
+    start = torch.where((11 * first) % 1 < CHAIN_FROM_START, 0, start)
+    k = torch.arange(CHAIN + 1, device=first.device)[:, None]
+    return start + ((LEGS - start) * k / CHAIN).round().long()
 
 
 def trajectory(
     student: FlowMap, teacher: VelocityField, path: PathSample, times: Times, cond: Cond | None = None
 ) -> LossOutput:
-    """(1 - a)^2 |u_{a,b}(x_a) - (x_b - x_a) / (b - a)|^2, averaged over jumps a -> b among s <= u <= t <= 1,
-    plus |X_{t,1} X_{u,t} X_{s,u}(x_s) - x_1|^2 and |X_{t,1} X_{u,t}(x_u) - x_1|^2.
+    """(1 - a)^2 |u_{a,b}(x_a) - (x_b - x_a) / (b - a)|^2, averaged over jumps a -> b between points of the
+    teacher's trajectory from x_s, plus the squared error at t = 1 of a chain of jumps through some of them.
 
-    x_u, x_t, x_1 solve the teacher's ODE from x_s. Knowledge distillation (arXiv 2101.02388) of all
-    jumps instead of the whole one: targets do not depend on the student, so nothing is bootstrapped.
-    The factor (1 - a)^2 measures the error at the endpoint that a straight line would reach. The chains are
-    differentiated as a whole: an early jump's error grows along the rest of the trajectory, which no jump
-    taken alone shows, and a look-ahead of several steps is such a chain.
+    Knowledge distillation (arXiv 2101.02388) of every part of the trajectory instead of the whole: targets
+    do not depend on the student, so nothing is bootstrapped. The factor (1 - a)^2 measures the error at the
+    endpoint that a straight line would reach. A jump of no length is asked for the teacher's velocity. Jumps
+    start at every part of the path alike: where trajectories part, the velocity that the student begins
+    with is better than what a few long jumps teach. The chain is differentiated as a whole: an early jump's
+    error grows along the rest of the trajectory, which no jump taken alone shows, and a look-ahead of several
+    steps is such a chain.
     """
-    x = [path.x_s]
-    at = [*times, torch.ones_like(times.s)]
-    velocity = []
-    with torch.no_grad():
-        for k, (steps, power) in enumerate(LEGS):
-            state, b = heun(teacher, x[-1], at[k], at[k + 1], cond, steps=steps, power=power)
-            x.append(state)
-            velocity.append(b)
-    jumps = list(combinations(range(4), 2))
-    starts, a = (torch.cat([values[i] for i, _ in jumps]) for values in (x, at))
-    ends, b = (torch.cat([values[j] for _, j in jumps]) for values in (x, at))
-    gap = expand_like(b - a, starts)
-    tangents = torch.cat([velocity[i] for i, _ in jumps])
-    target = torch.where(gap > SHORTEST, (ends - starts) / gap.clamp_min(SHORTEST), tangents)
-    repeated = None if cond is None else {k: torch.cat([v] * len(jumps)) for k, v in cond.items()}
-    u, _ = average_velocity(student, starts, a, b, repeated)
-    per_jump = ((1 - a).square() * mean_square(u - target)).reshape(len(jumps), -1)
-    chains = torch.stack([mean_square(chain(student, x[k], at[k:], cond) - x[-1]) for k in (0, 1)])
+    first, second = shares(times)
+    true = follow(teacher, path.x_s, time_grid(times.s, first), cond)
+    B = len(first)
+    rows = torch.arange(B, device=first.device)
+    start, end = (index.flatten() for index in jump_ends(first, second))
+    many = rows.repeat(JUMPS)
+    x, a, b = true.states[many, start], true.t[many, start], true.t[many, end]
+    gap = expand_like(b - a, x)
+    quotient = (true.states[many, end] - x) / torch.where(gap > 0, gap, 1)
+    target = torch.where(gap > 0, quotient, true.velocities[many, start])
+    repeated = None if cond is None else {k: torch.cat([v] * JUMPS) for k, v in cond.items()}
+    u, _ = average_velocity(student, x, a, b, repeated)
+    per_jump = ((1 - a).square() * mean_square(u - target)).reshape(JUMPS, B)
+    stops = chain_stops(first, second)
+    at = [true.t[rows, stop] for stop in stops]
+    chains = mean_square(chain(student, true.states[rows, stops[0]], at, cond) - true.states[:, -1])
     logs = {"loss_jumps": per_jump.mean().detach(), "loss_chains": chains.mean().detach()}
-    return LossOutput(per_jump.mean(0) + CHAIN_WEIGHT * chains.mean(0), logs)
+    return LossOutput(per_jump.mean(0) + CHAIN_WEIGHT * chains, logs)
 
 
 def chain(student: FlowMap, x: Tensor, times: list[Tensor], cond: Cond | None) -> Tensor:
