@@ -1,4 +1,4 @@
-"""``fmtt info | rewards | sample | tilt | search | evaluate | certify``.
+"""``fmtt info | rewards | sample | tilt | search | evaluate | certify | compare | prompts``.
 
 Exit status: 0 done; 2 what the user gave is wrong (one line on stderr); 1 anything else.
 """
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from fmtt.cli.parser import build_parser
 from fmtt.errors import UserError
+from fmtt.steering.ranks import RankError
 
 
 def _one_line(message: object) -> str:
@@ -31,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except UserError as error:
             print(f"fmtt: error: {_one_line(error)}", file=sys.stderr)
             return 2
+        except RankError as error:
+            print(f"fmtt: error: {_one_line(error)}", file=sys.stderr)
+            return 1
         except KeyboardInterrupt:
             print("fmtt: interrupted", file=sys.stderr)
             return 1

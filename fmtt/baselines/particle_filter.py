@@ -112,6 +112,7 @@ class Filter:
                     ess=ess,
                     log_z=estimate,
                     work_variance=statistics.work_variance,
+                    length=statistics.length,
                     discrepancy=statistics.discrepancy,
                     resampled=resampled,
                     ancestors=ancestors.to(torch.int32),

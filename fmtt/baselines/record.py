@@ -13,12 +13,17 @@ from fmtt.steering.setup import Start
 
 
 class Row(NamedTuple):
-    """The arrival at time t: :class:`History`'s fields for one step, (P,); ``ancestors`` (P, N)."""
+    """The arrival at time t: :class:`History`'s fields for one step, (P,); ``ancestors`` (P, N).
+
+    Attributes:
+        length, discrepancy: of this step alone.
+    """
 
     t: float
     ess: Tensor
     log_z: Tensor
     work_variance: Tensor
+    length: Tensor
     discrepancy: Tensor
     resampled: Tensor
     ancestors: Tensor
@@ -33,7 +38,7 @@ def history(rows: Sequence[Row]) -> History:
     stacked = {name: torch.stack([getattr(row, name) for row in rows]) for name in Row._fields[1:]}
     return History(
         t=torch.tensor([row.t for row in rows], dtype=torch.float64),
-        thermodynamic_length=stacked["work_variance"].sqrt().cumsum(0),
+        thermodynamic_length=stacked.pop("length").cumsum(0),
         total_discrepancy=stacked.pop("discrepancy").cumsum(0),
         **stacked,
     )

@@ -31,7 +31,7 @@ def run(args: Namespace) -> None:
     if args.reward:
         parse(args.reward)  # a misspelt reward is found before the model is loaded
     model = Model(args)
-    reward = build(args.reward, **model.context) if args.reward else None
+    reward = model.sees(build(args.reward, **model.context)) if args.reward else None
     if reward is not None:
         check_reward(reward, model, args.reward)
     field = model.teacher(args.teacher) if args.teacher else model.map

@@ -146,7 +146,7 @@ def judge(args: Namespace, model: Model, reward: Reward) -> Judge | None:
         return None
     if name != "clock":
         _check_held_out(name, args.reward)
-        return RewardJudge(name, build(name, **model.context), lambda n: rows(model.cond, n))
+        return RewardJudge(name, model.sees(build(name, **model.context)), lambda n: rows(model.cond, n))
     shape = model.map.data_shape
     if len(shape) != 3 or shape[0] != 3 or shape[1] != shape[2]:
         raise UserError(f"--judge clock reads square RGB images, the export makes {shape}; give --judge none")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from importlib import import_module
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fmtt import png
+from fmtt.cli.text import VALUES, Text, needs_text, pipeline_teacher, refuse_options
 from fmtt.errors import UserError
 from fmtt.flow.flow_map import NeuralFlowMap
 from fmtt.models.checkpoint import load
-from fmtt.types import Cond
+from fmtt.types import Cond, Reward
 
 
 class Model:
@@ -20,19 +23,38 @@ class Model:
 
     def __init__(self, args: Namespace) -> None:
         self.device = _device(args.device)
-        self.map = load(args.export, self.device)
+        dtype = getattr(torch, args.dtype) if getattr(args, "dtype", None) else None
+        self.map = load(args.export, self.device, dtype)
         self.config: dict[str, Any] = self.map.config
-        self.cond = _condition(self.map, args.label, args.export, self.device)
-        self.values = png.value_range(self.config)
+        self.text: Text | None = None
+        if needs_text(self.map):
+            self.text = Text(self.map, args, self.device)
+            self.cond, self.values = self.text.cond, VALUES
+        else:
+            refuse_options(args)
+            self.cond = _condition(self.map, args.label, args.export, self.device)
+            self.values = png.value_range(self.config)
         self.seed = args.seed
 
     @property
     def context(self) -> dict[str, Any]:
         """What rewards built for this model's samples are told, where they ask for it."""
-        return {"value_range": self.values, "device": str(self.device)}
+        told = {"value_range": self.values, "device": str(self.device)}
+        return told if self.text is None else {**told, "prompt": self.text.prompt}
+
+    def pictures(self, samples: Tensor) -> Tensor:
+        """The samples as pictures: latents decoded, others as they are."""
+        return samples if self.text is None else self.text.pictures(samples)
+
+    def sees(self, reward: Reward) -> Reward:
+        """The reward of the map's samples; of latents it sees the pictures."""
+        return reward if self.text is None else self.text.sees(reward)
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of samples."""
+        if self.text is not None:
+            return torch.float32  # states keep their digits under a narrower network
         return next(self.map.parameters()).dtype
 
     def generator(self, stream: int = 0) -> torch.Generator:
@@ -40,12 +62,13 @@ class Model:
         return torch.Generator(self.device).manual_seed(self.seed + stream * 1_000_003)
 
     def teacher(self, export: str, option: str = "--teacher") -> NeuralFlowMap:
-        """Another export on the same data and path.
+        """Another export on the same data and path; for a text-to-image model also a pipeline's folder.
 
         Raises:
             UserError: when the two do not fit.
         """
-        other = load(export, self.device)
+        other = pipeline_teacher(export, self.map, self.device) if self.text is not None else None
+        other = other or load(export, self.device)
         for what, mine, theirs in (
             ("data shape", self.map.data_shape, other.data_shape),
             ("interpolant", self.map.interpolant.name, other.interpolant.name),
@@ -57,7 +80,9 @@ class Model:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun starts one process per GPU
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import fmtt
+from fmtt.cli import prompts_arguments
+from fmtt.cli.arguments import DTYPES, Sum, amounts, one_of, real, whole
 from fmtt.errors import UserError, nearest
 from fmtt.evaluation.comparison import UNITS
 from fmtt.steering.lookahead import NAMES as LOOKAHEADS
 from fmtt.steering.resampling import RESAMPLERS
 from fmtt.steering.rule import KERNELS, WEIGHTS
-from fmtt.steering.selection import SELECTIONS
+from fmtt.steering.selection import SELECTIONS, STEP_SIZES
 from fmtt.steering.setup import GRADIENTS, INITS
 
 MATRICES = ("quick", "full", "none")
@@ -46,62 +48,6 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
 
 
-class Sum(argparse.Action):
-    """An option that may be repeated: what is given is joined by plus signs."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        before = getattr(namespace, self.dest, None)
-        setattr(namespace, self.dest, f"{before} + {values}" if before else values)
-
-
-def one_of(names: Sequence[str]) -> Callable[[str], str]:
-    """An argument type that takes one of ``names``."""
-
-    def check(text: str) -> str:
-        if text not in names:
-            listed = ", ".join(names)
-            raise argparse.ArgumentTypeError(f"{text!r} is not one of {listed}{nearest(text, names)}")
-        return text
-
-    return check
-
-
-def whole(minimum: int) -> Callable[[str], int]:
-    """An argument type that takes whole numbers from ``minimum`` on."""
-
-    def check(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-        if value < minimum:
-            raise argparse.ArgumentTypeError(f"must be at least {minimum}, got {value}")
-        return value
-
-    return check
-
-
-def real(low: float, high: float = float("inf")) -> Callable[[str], float]:
-    """An argument type that takes finite numbers from ``low`` to ``high``."""
-
-    def check(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not (low <= value <= high and abs(value) < float("inf")):
-            span = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
-            raise argparse.ArgumentTypeError(f"must be {span}, got {text}")
-        return value
-
-    return check
-
-
-def amounts(text: str) -> list[float]:
-    """An argument type that takes positive numbers by commas, each once."""
-    return list(dict.fromkeys(real(1e-9)(part.strip()) for part in text.split(",")))
-
-
 def _runner(module: str) -> Callable[[argparse.Namespace], None]:
     """A command's ``run``, imported when it is called."""
     return lambda args: import_module(f"fmtt.cli.{module}").run(args)
@@ -115,6 +61,14 @@ def _shared(command: Parser, *, needs_out: bool = True) -> None:
     )
     command.add_argument("--label", type=whole(0), help="class label, for class-conditional exports")
     command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda if there)")
+
+
+def _text(command: Parser) -> None:
+    add = command.add_argument
+    add("--prompt", metavar="TEXT", help="for exports of text-to-image models")
+    add("--guidance-scale", type=real(0), metavar="W", help="of their guidance (default: the export's)")
+    add("--negative-prompt", metavar="TEXT", help="of their guidance by two passes")
+    add("--dtype", type=one_of(DTYPES), help="of the weights (default: as stored; float32 beside a pipeline)")
 
 
 def _steering(command: Parser, particles: int, schedules: str = "") -> None:
@@ -153,6 +107,7 @@ def _steering(command: Parser, particles: int, schedules: str = "") -> None:
         help="of the clock judge, in minutes (default: %(default)s)",
     )
     _shared(command)
+    _text(command)
 
 
 def build_parser() -> Parser:
@@ -183,6 +138,7 @@ def build_parser() -> Parser:
     sample.add_argument("--num-samples", type=whole(1), default=16, help="(default: %(default)s)")
     sample.add_argument("--chunk-size", type=whole(1), default=256, help="samples per network call")
     _shared(sample)
+    _text(sample)
 
     tilt = command("tilt", "Sample from the model's law tilted by a reward, with weights.", "tilt")
     tilt.add_argument("--num-steps", type=whole(1), default=50, help="of the SDE (default: %(default)s)")
@@ -203,6 +159,9 @@ def build_parser() -> Parser:
     search.add_argument(
         "--selection", type=one_of(SELECTIONS), default="top", help="keep the best, or draw by reward"
     )
+    search.add_argument(
+        "--step-size", type=one_of(STEP_SIZES), default="gradient", help=", ".join(STEP_SIZES)
+    )
     search.add_argument("--temperature", type=real(0), default=1.0, help="of a tempered selection")
     search.add_argument("--rounds", type=whole(1), default=4, help="selections (default: %(default)s)")
     search.add_argument(
@@ -219,6 +178,7 @@ def build_parser() -> Parser:
     evaluate.add_argument("--gradient-samples", type=whole(2), default=16, help="spent on reward gradients")
     evaluate.add_argument("--chunk-size", type=whole(1), default=128, help="samples per network call")
     _shared(evaluate)
+    _text(evaluate)
 
     certify = command("certify", "Say which weights a map allows, and why; needs [evaluate].", "certify", "?")
     certify.add_argument("--reward", metavar="NAME[:key=value,...]", help="(default: a random linear one)")
@@ -252,4 +212,9 @@ def build_parser() -> Parser:
     )
     compare.add_argument("--chunk-size", type=whole(1), default=256, help="particles per network call")
     _shared(compare)
+    text = "Make the images of a prompt suite; needs the extra [diffusers]."
+    prompts = commands.add_parser("prompts", help=text, description=text)
+    prompts_arguments.add_to(prompts)
+    prompts.set_defaults(run=_runner("prompts"))
+    parser.commands["prompts"] = prompts
     return parser

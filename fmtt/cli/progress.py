@@ -19,16 +19,18 @@ SECONDS_BETWEEN_LINES = 15.0
 class Progress:
     """``with Progress("tilt", total) as bar: bar.advance(n)``.
 
-    On a terminal a bar on stderr, by rich where it is installed; else a line on stdout now and then.
+    On a terminal a bar on stderr, by rich where it is installed; else a line on stdout now and then. Nothing
+    where ``quiet``.
     """
 
-    def __init__(self, label: str, total: int) -> None:
+    def __init__(self, label: str, total: int, *, quiet: bool = False) -> None:
+        self.quiet = quiet
         self.label, self.total, self.done = label, max(total, 1), 0
         self.bar: Any = None
         self.last_line = time.monotonic()
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not self.quiet:
             try:
                 from rich.console import Console
                 from rich.progress import Progress as Bar
@@ -45,7 +47,7 @@ class Progress:
         self.done += n
         if self.bar is not None:
             self.bar.update(self.task, completed=min(self.done, self.total))
-        elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
+        elif not self.quiet and time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
             print(f"{self.label}: {min(100, 100 * self.done // self.total)} %", flush=True)
 

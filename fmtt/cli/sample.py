@@ -9,6 +9,9 @@ from fmtt.cli.model import Model, rows
 from fmtt.cli.output import Output
 from fmtt.cli.progress import Progress, WatchedMap
 
+SHOWN = 256
+"""Most images of samples.png."""
+
 
 def run(args: Namespace) -> None:
     """Write samples.safetensors, samples.png where they are images, and summary.json."""
@@ -27,6 +30,6 @@ def run(args: Namespace) -> None:
             chunk_size=args.chunk_size,
         )
     out.tensors("samples.safetensors", {"samples": samples})
-    out.picture("samples.png", samples, model.values)
+    out.picture("samples.png", model.pictures(samples[:SHOWN]), model.values)
     passes = args.steps * args.num_samples
     out.finish(args, {"shape": list(samples.shape), "cost": {"forwards": passes, "passes": passes}})

@@ -5,27 +5,33 @@ from __future__ import annotations
 from argparse import Namespace
 
 import fmtt
-from fmtt.cli.progress import Progress, WatchedReward
 from fmtt.cli.steering import SHOWN, Task
 
 
 def run(args: Namespace) -> None:
-    """Write samples, the best of each population, a grid with the best first, and summary.json."""
+    """Write samples, the best of each population, a grid with the best first, and summary.json.
+
+    Under torchrun the processes share the candidates, and the first of them writes.
+    """
     task = Task(args)
-    with Progress("searching", (args.rounds + 1) * args.num_particles * args.num_populations) as bar:
+    total = (args.rounds + 1) * args.num_particles * args.num_populations
+    with task.watched("searching", total) as reward:
         result = fmtt.search(
             task.model.map,
-            WatchedReward(task.reward, bar),
+            reward,
             **task.keywords(args),
             keep=args.keep,
             rounds=args.rounds,
             selection=args.selection,
             temperature=args.temperature,
+            step_size=args.step_size,
         )
+    if not task.leads():
+        return
     tensors = {"samples": result.samples, "rewards": result.rewards, "population": result.population}
     task.out.tensors("samples.safetensors", {**tensors, "best": result.best})
     best_first = result.samples[result.rewards.argsort(descending=True)[:SHOWN]]
-    task.out.picture("samples.png", best_first, task.model.values)
+    task.out.picture("samples.png", task.model.pictures(best_first), task.model.values)
     task.before_and_after(best_first, "after: search, best first")
     task.out.finish(
         args,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from fmtt import png
 from fmtt.cli.judge import Judge, RewardJudge, check_judge, judge, part_statistics, reports_of
 from fmtt.cli.model import Model, installed, rows
 from fmtt.cli.output import Output
+from fmtt.cli.progress import Progress, WatchedReward
 from fmtt.errors import UserError
 from fmtt.rewards import Composite, build, describe, parse
+from fmtt.steering import processes
 from fmtt.types import Reward
 
 SHOWN = 64
@@ -35,9 +39,10 @@ class Task:
         check_judge(args.judge)
         self.model = Model(args)
         self.reward_name = args.reward
-        self.reward = build(args.reward, **self.model.context)
+        self.plain = build(args.reward, **self.model.context)
+        self.reward = self.model.sees(self.plain)
         check_reward(self.reward, self.model, args.reward)
-        self.judge: Judge | None = judge(args, self.model, self.reward)
+        self.judge: Judge | None = judge(args, self.model, self.plain)
         if isinstance(self.judge, RewardJudge):
             check_reward(self.judge.reward, self.model, args.judge, "--judge")
         self.teacher = self.model.teacher(args.teacher) if args.teacher else None
@@ -46,6 +51,7 @@ class Task:
             self.lookahead_map = self.model.teacher(args.lookahead_map, "--lookahead-map")
         self.init = initial(args.init, self.model) if args.init else None
         self.out = Output(args.out)
+        self.ranks = processes.find(device=self.model.device)
 
     def keywords(self, args: Namespace) -> dict[str, Any]:
         """The arguments that tilt and search have in common."""
@@ -76,6 +82,17 @@ class Task:
             "generator": self.model.generator(),
         }
 
+    @contextmanager
+    def watched(self, label: str, total: int) -> Iterator[Reward]:
+        """The reward under a progress bar, which the first of several processes shows."""
+        with Progress(label, total // self.ranks.size, quiet=self.ranks.rank > 0) as bar:
+            yield WatchedReward(self.reward, bar)
+
+    def leads(self) -> bool:
+        """Part from the other processes, once the run is over; True in the one that writes."""
+        processes.part()
+        return self.ranks.rank == 0
+
     def judged(self, samples: Tensor, weights: Tensor | None = None) -> dict[str, Any] | None:
         """What the judge says of the samples, or None without a judge."""
         return self.judge.summary(samples, weights) if self.judge else None
@@ -83,18 +100,18 @@ class Task:
     @torch.no_grad()
     def parts(self, samples: Tensor, weights: Tensor | None = None) -> dict[str, Any] | None:
         """What each part of a composite reward says of the samples, or None for a reward of one part."""
-        if not isinstance(self.reward, Composite):
+        if not isinstance(self.plain, Composite):
             return None
-        scores = self.reward.parts(samples, rows(self.model.cond, len(samples)))
-        return part_statistics(self.reward, scores, weights)
+        scores = self.plain.parts(self.model.pictures(samples), rows(self.model.cond, len(samples)))
+        return part_statistics(self.plain, scores, weights)
 
     def reports(self) -> dict[str, Any]:
         """What the reward's parts report of themselves."""
-        return reports_of(self.reward, self.reward_name)
+        return reports_of(self.plain, self.reward_name)
 
     def before_and_after(self, after: Tensor, title: str) -> None:
         """particles.png: samples of the few-step map beside steered ones, with the judge's readings."""
-        if not installed("matplotlib") or not png.is_image(after.shape[1:]):
+        if not installed("matplotlib") or not (self.model.text or png.is_image(after.shape[1:])):
             return
         from fmtt.evaluation.pictures import particle_grids
 
@@ -104,6 +121,7 @@ class Task:
         )
         groups = {"before: 4-step samples": before, title: after[:n]}
         captions = {name: self.judge.captions(x) for name, x in groups.items()} if self.judge else None
+        groups = {name: self.model.pictures(x) for name, x in groups.items()}
         columns = max(2, min(8, n // 2))
         figure = particle_grids(groups, captions, columns=columns, values=self.model.values)
         self.out.figure("particles.png", figure)

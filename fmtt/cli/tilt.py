@@ -8,22 +8,24 @@ import torch
 
 import fmtt
 from fmtt.cli.model import installed
-from fmtt.cli.progress import Progress, WatchedReward
 from fmtt.cli.steering import DRAWN_POPULATIONS, SHOWN, Task
 from fmtt.steering import smc
 from fmtt.steering.result import TiltResult
 
 
 def run(args: Namespace) -> None:
-    """Write samples with weights, a grid of resampled ones, curves, and summary.json."""
+    """Write samples with weights, a grid of resampled ones, curves, and summary.json.
+
+    Under torchrun the processes share the particles, and the first of them writes.
+    """
     task = Task(args)
     pairs = 2 * args.num_probes if args.gradient == "zeroth" else 0
     looks = (1 + pairs) * -(-args.num_steps // args.gradient_every) + 1
     total = looks * args.num_particles * args.num_populations
-    with Progress("tilting", total) as bar:
+    with task.watched("tilting", total) as reward:
         result = fmtt.tilt(
             task.model.map,
-            WatchedReward(task.reward, bar),
+            reward,
             **task.keywords(args),
             weights=args.weights,
             chi=args.chi,
@@ -34,6 +36,8 @@ def run(args: Namespace) -> None:
             resample_share=args.resample_share,
             final_resample=args.final_resample,
         )
+    if not task.leads():
+        return
     log_weights = result.pooled_log_weights
     weights = torch.softmax(log_weights, 0)
     order = torch.arange(min(SHOWN, len(result.samples)), device=log_weights.device)
@@ -41,7 +45,7 @@ def run(args: Namespace) -> None:
     resampled = result.samples[index[torch.randperm(len(index), generator=torch.Generator().manual_seed(0))]]
     tensors = {"samples": result.samples, "log_weights": result.log_weights, "rewards": result.rewards}
     task.out.tensors("samples.safetensors", {**tensors, "population": result.population})
-    task.out.picture("samples.png", resampled, task.model.values)
+    task.out.picture("samples.png", task.model.pictures(resampled), task.model.values)
     task.before_and_after(resampled, "after: tilted, resampled")
     _curves(task, result)
     history = result.history

@@ -13,7 +13,6 @@ from fmtt.flow.oracle import GaussianMixture
 from fmtt.tensor import batch_time
 from fmtt.types import Cond, Time
 
-WEIGHTS, MEANS, DEVIATIONS = (0.65, 0.35), (-1.2, 1.3), (0.5, 0.4)
 ROOT_HALF, ROOT_2_PI = 0.5**0.5, (2 * math.pi) ** 0.5
 REACH, CELLS = 9.0, 4000
 """The inverse of a distribution function is sought in [-REACH, REACH], first in a table of CELLS cells."""
@@ -26,6 +25,7 @@ class ProductMixture:
     """
 
     interpolant = Linear()
+    weights, means, deviations = (0.65, 0.35), (-1.2, 1.3), (0.5, 0.4)
 
     def __init__(self, d: int) -> None:
         self.data_shape = (d,)
@@ -33,25 +33,31 @@ class ProductMixture:
     def oracle(self) -> GaussianMixture:
         """The same law as a mixture of 2^d components."""
         (d,) = self.data_shape
-        w, m, s = (torch.tensor(p, dtype=torch.float64) for p in (WEIGHTS, MEANS, DEVIATIONS))
+        w, m, s = (torch.tensor(p, dtype=torch.float64) for p in (self.weights, self.means, self.deviations))
         v = s.square()
         rows = torch.cartesian_prod(*[torch.arange(2)] * d).reshape(-1, d)
         return GaussianMixture(w[rows].prod(1), m[rows], v[rows])
 
     def _parts(self, x: Tensor, t: Tensor) -> list[tuple[float, Tensor, Tensor]]:
         """(weight, standardised distance (B, d), deviation (B, 1)) of both components at t (B, 1)."""
-        variances = [((1 - t).square() + t.square() * s**2) for s in DEVIATIONS]
+        variances = [((1 - t).square() + t.square() * s**2) for s in self.deviations]
         return [
-            (w, (x - t * m) * v.rsqrt(), v.sqrt()) for w, m, v in zip(WEIGHTS, MEANS, variances, strict=True)
+            (w, (x - t * m) * v.rsqrt(), v.sqrt())
+            for w, m, v in zip(self.weights, self.means, variances, strict=True)
         ]
 
     def _cdf(self, x: Tensor, t: Tensor) -> Tensor:
         parts = self._parts(x, t[:, None])
         return torch.stack([(w / 2) * torch.erfc(z * -ROOT_HALF) for w, z, _ in parts]).sum(0)
 
-    def _pdf(self, x: Tensor, t: Tensor) -> Tensor:
-        parts = self._parts(x, t[:, None])
-        return torch.stack([torch.exp(z.square() / -2) * (w / ROOT_2_PI / d) for w, z, d in parts]).sum(0)
+    def _pdf(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The density (B, d) and its derivative."""
+        parts = [
+            (torch.exp(z.square() / -2) * (w / ROOT_2_PI / d), z, d) for w, z, d in self._parts(x, t[:, None])
+        ]
+        return torch.stack([p for p, _, _ in parts]).sum(0), torch.stack(
+            [-p * z / d for p, z, d in parts]
+        ).sum(0)
 
     def velocity(self, x: Tensor, t: Time, cond: Cond | None = None) -> Tensor:
         """b_t(x), (B, d)."""
@@ -60,12 +66,12 @@ class ProductMixture:
         odds = torch.exp((z1.square() - z0.square()) / 2) * ((w0 / w1) * (d1 / d0))
         b0, b1 = (
             m + (t * s**2 - (1 - t)) / d * z
-            for m, s, z, d in zip(MEANS, DEVIATIONS, (z0, z1), (d0, d1), strict=True)
+            for m, s, z, d in zip(self.means, self.deviations, (z0, z1), (d0, d1), strict=True)
         )
         return b0 + (b1 - b0) / (1 + odds)
 
     def __call__(self, x: Tensor, s: Time, t: Time, cond: Cond | None = None) -> Tensor:
-        """X_{s,t}(x), (B, d); differentiable in x, s and t."""
+        """X_{s,t}(x), (B, d); twice differentiable in x and s, once in t."""
         s, t = batch_time(s, x), batch_time(t, x)
         u = self._cdf(x, s)
         with torch.no_grad():
@@ -77,12 +83,15 @@ class ProductMixture:
             y = grid[right - 1] + ((u - low) / (high - low).clamp_min(1e-300)).clamp(0, 1) * (
                 grid[1] - grid[0]
             )
-            step = (self._cdf(y, t) - u) / self._pdf(y, t).clamp_min(1e-14)
+            step = (self._cdf(y, t) - u) / self._pdf(y, t)[0].clamp_min(1e-14)
             y = y - step.clamp(-0.01, 0.01)
-            density = self._pdf(y, t).clamp_min(1e-14)
-        # One more Newton step, recorded: its derivative is the inverse function's.
-        residual = self._cdf(y, t) - u
-        return y - residual / density
+            density, slope = self._pdf(y, t)
+            density = density.clamp_min(1e-14)
+            bend = slope / (2 * density)
+        # One more step, recorded: the inverse function's series to second order, so that two derivatives in
+        # x and s are right, and one in t.
+        step = (self._cdf(y, t) - u) / density
+        return y - step - bend * step.square()
 
 
 class WrongMap(ProductMixture):

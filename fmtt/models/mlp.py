@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fmtt.models.embeddings import GuidanceEmbedding, TimeEmbedding
 from fmtt.types import Cond
+
+POSITION_FREQUENCIES = 6
+"""How many frequencies of the coordinates a network that is given some has."""
 
 
 class ResidualLayer(nn.Module):
@@ -44,6 +49,8 @@ class MLP(nn.Module):
         guidance: whether the map is conditioned on a guidance scale, ``cond["guidance_scale"]`` (B,); 1
             (no guidance) where it is not given. Enters through a zero-initialised embedding.
         max_frequency, second_max_frequency: highest frequencies of the two time embeddings.
+        position_frequency: if positive, cos and sin of every coordinate enter beside x, at angular
+            frequencies from 1/2 to this in units of pi: for data with edges, whose velocity bends sharply.
     """
 
     def __init__(
@@ -56,12 +63,15 @@ class MLP(nn.Module):
         guidance: bool = False,
         max_frequency: float = 4.0,
         second_max_frequency: float = 4.0,
+        position_frequency: float = 0.0,
     ) -> None:
         super().__init__()
         size = int(torch.Size(data_shape).numel())
         if size < 1 or width < 1 or depth < 0:
             raise ValueError(f"MLP needs positive sizes, got {data_shape=}, {width=}, {depth=}")
-        self.embed = nn.Linear(size, width)
+        self.position_frequency = position_frequency
+        features = 1 + 2 * POSITION_FREQUENCIES if position_frequency > 0 else 1
+        self.embed = nn.Linear(size * features, width)
         self.time = TimeEmbedding(width, max_frequency=max_frequency)
         self.second_time = TimeEmbedding(width, max_frequency=second_max_frequency, zero_init=True)
         self.guidance = GuidanceEmbedding(width) if guidance else None
@@ -70,6 +80,14 @@ class MLP(nn.Module):
         self.final = nn.Linear(width, size)
         nn.init.zeros_(self.final.weight)
         nn.init.zeros_(self.final.bias)
+
+    def features(self, x: Tensor) -> Tensor:
+        """x (B, d), followed by cos and sin of its coordinates where there are frequencies."""
+        if self.position_frequency <= 0:
+            return x
+        exponents = torch.linspace(0, 1, POSITION_FREQUENCIES, device=x.device, dtype=x.dtype)
+        angles = x[:, :, None] * (0.5 * math.pi * (2 * self.position_frequency) ** exponents)
+        return torch.cat([x, angles.cos().flatten(1), angles.sin().flatten(1)], dim=1)
 
     def embed_condition(self, s: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
         """The vector that modulates every layer, (B, width)."""
@@ -84,7 +102,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         c = F.silu(self.embed_condition(s, t, cond))
-        h = self.embed(x.flatten(1))  # (B, width)
+        h = self.embed(self.features(x.flatten(1)))  # (B, width)
         for layer in self.layers:
             h = layer(h, c)
         return self.final(h).reshape(x.shape)

@@ -12,8 +12,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from fmtt.steering.ranks import Ranks
 
 
 @dataclass
@@ -27,7 +31,8 @@ class Cost:
         reward_calls: finished or looked-ahead samples that were scored.
         decodes: latents that were decoded.
         seconds: wall-clock time.
-        peak_bytes: the CUDA allocator's peak during the run; on a CPU the process's peak resident set.
+        peak_bytes: the CUDA allocator's peak during the run; on a CPU the process's peak resident set. Of
+            several processes, the largest.
         populations: independent runs that share these counts.
     """
 
@@ -53,6 +58,16 @@ class Cost:
     def as_dict(self) -> dict[str, float]:
         """All fields and ``passes``, for a summary."""
         return {**asdict(self), "passes": self.passes}
+
+    def over(self, ranks: Ranks) -> Cost:
+        """The sum over processes; of seconds and peak bytes the largest."""
+        if ranks.size == 1:
+            return self
+        counts = (self.forwards, self.backwards, self.jvps, self.reward_calls, self.decodes)
+        total = ranks.gather(torch.tensor([counts]), ranks.size).sum(0).tolist()
+        mine = torch.tensor([[self.seconds, float(self.peak_bytes)]], dtype=torch.float64)
+        seconds, peak = ranks.gather(mine, ranks.size).amax(0).tolist()
+        return Cost(*total, seconds=seconds, peak_bytes=int(peak), populations=self.populations)
 
     @contextmanager
     def measure(self, device: torch.device) -> Iterator[None]:

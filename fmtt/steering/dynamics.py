@@ -28,6 +28,7 @@ from fmtt.steering.kernel import (
     interpolate_towards,
     kernel,
     noisy_steps,
+    normalized_shift,
     renoise_kernel,
     sde_kernel,
     shift_of,
@@ -35,7 +36,7 @@ from fmtt.steering.kernel import (
 from fmtt.steering.lookahead import Recomputing
 from fmtt.steering.problem import Evaluation, Needs, Probes, Problem, in_chunks, score
 from fmtt.steering.weights import exact_increment, paper_increment
-from fmtt.tensor import batch_time, dot, take_cond
+from fmtt.tensor import batch_time, dot64, take_cond
 from fmtt.types import Cond, FlowMap
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "interpolate_towards",
     "kernel",
     "noisy_steps",
+    "normalized_shift",
     "paper_increment",
     "renoise_kernel",
     "score",
@@ -67,6 +69,7 @@ def evaluate(
     needs: Needs,
     cond: Cond | None = None,
     generator: torch.Generator | None = None,
+    total: int | None = None,
 ) -> Evaluation:
     """Velocity, look-ahead reward and its derivatives of particles x (B, *D) at time t.
 
@@ -75,7 +78,8 @@ def evaluate(
     Args:
         cond: conditioning of these particles; the problem's own if omitted.
         generator: of the probes, where the problem's gradient or a Laplacian needs any. They are drawn for
-            all particles at once, so chunks see the same ones.
+            all particles at once, so chunks and ranks see the same ones.
+        total: how many particles all ranks hold together; as many as x if omitted.
     """
     cond = problem.cond if cond is None else cond
 
@@ -84,19 +88,41 @@ def evaluate(
             return Evaluation(value=score(problem, x, cond).double(), endpoint=x if needs.endpoint else None)
         return _evaluate(problem, x, batch_time(t, x), needs, cond, probes)
 
-    return in_chunks(work, x, cond, problem.chunk_size, _draw(problem, x, t, needs, generator))
+    probes = _draw(problem, x, t, needs, generator, len(x) if total is None else total)
+    with problem.ranks.together(f"looking ahead from t={t:g}"):
+        if not len(x):  # a rank may hold none of a search's survivors
+            return _nothing(problem, x, t, needs)
+        return in_chunks(work, x, cond, problem.chunk_size, probes)
 
 
 def _draw(
-    problem: Problem, x: Tensor, t: float, needs: Needs, generator: torch.Generator | None
+    problem: Problem, x: Tensor, t: float, needs: Needs, generator: torch.Generator | None, total: int
 ) -> Tensor | None:
-    """The random directions (B, m, *D) of one evaluation, or None where it needs none."""
+    """This rank's random directions (B, m, *D) of one evaluation, or None where it needs none."""
     zeroth = problem.probes.zeroth and needs.gradient
     if t >= 1 or not (zeroth or needs.laplacian):
         return None
-    shape = (x.shape[0], problem.probes.count, *x.shape[1:])
+    shape = (total, problem.probes.count, *x.shape[1:])
     kind = draws.normal if zeroth else draws.signs
-    return kind(shape, generator, x.device, x.dtype)
+    return problem.ranks.share(kind(shape, generator, x.device, x.dtype))
+
+
+def _nothing(problem: Problem, x: Tensor, t: float, needs: Needs) -> Evaluation:
+    """What is known of no particles: the fields that an evaluation of some would fill, with no rows."""
+    none = x.new_empty(0, dtype=torch.float64)
+    if t >= 1:
+        return Evaluation(value=none, endpoint=x if needs.endpoint else None)
+    looks = needs.value or needs.gradient or needs.endpoint
+    knows_velocity = needs.velocity or (looks and problem.lookahead.uses_velocity)
+    along = needs.gradient and knows_velocity and not problem.probes.zeroth
+    return Evaluation(
+        x if needs.velocity else None,
+        none if needs.value or needs.gradient else None,
+        x if needs.gradient else None,
+        none if along else None,
+        x if needs.endpoint else None,
+        none if needs.laplacian else None,
+    )
 
 
 def _evaluate(
@@ -143,12 +169,12 @@ def _evaluate(
     grad = None if grad is None else grad.detach()
     if d_t is not None and b is not None:
         assert grad is not None
-        residual = d_t.detach().double() + dot(b.double(), grad.double())
+        residual = d_t.detach().double() + dot64(b, grad)
     langevin = None
     if laplacian is not None:
         assert b is not None and grad is not None
         score_ = problem.interpolant.score(b, x, t)
-        langevin = laplacian + dot(score_.double(), grad.double())
+        langevin = laplacian + dot64(score_, grad)
     return Evaluation(
         b if needs.velocity else None,
         None if value is None else value.detach().double(),

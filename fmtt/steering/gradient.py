@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fmtt.errors import UserError
 from fmtt.steering.problem import Problem, score
-from fmtt.tensor import dot, expand_like
+from fmtt.tensor import dot64, expand_like
 from fmtt.types import Cond
 
 
@@ -17,8 +17,8 @@ def reverse(value: Tensor, x: Tensor, t: Tensor, *, differentiable: bool = False
         raise UserError(
             "the reward has no gradient: pass gradient='none' or 'zeroth' together with weights='path'"
         )
-    ones = torch.ones_like(value)
-    d_x, d_t = torch.autograd.grad(value, (x, t), ones, create_graph=differentiable, allow_unused=True)
+    # Of a sum and not of a vector with ones: given a vector, torch imports sympy, for more than a second.
+    d_x, d_t = torch.autograd.grad(value.sum(), (x, t), create_graph=differentiable, allow_unused=True)
     if d_x is None:
         raise UserError("no gradient reaches x through the reward: pass gradient='none' and weights='path'")
     return d_x, torch.zeros_like(t) if d_t is None else d_t
@@ -40,7 +40,7 @@ def laplacian(gradient: Tensor, x: Tensor, probes: Tensor) -> Tensor:
     for v in probes.unbind(1):
         (product,) = torch.autograd.grad(gradient, x, v, retain_graph=True, allow_unused=True)
         if product is not None:
-            total = total + dot(v.double(), product.double())
+            total = total + dot64(v, product)
     return total / probes.shape[1]
 
 

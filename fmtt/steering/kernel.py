@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fmtt.flow.interpolant import Interpolant
 from fmtt.steering.problem import Evaluation
-from fmtt.tensor import dot, expand_like
+from fmtt.tensor import dot64, expand_like
 
 
 class Kernel(NamedTuple):
@@ -26,11 +26,17 @@ class Kernel(NamedTuple):
 
 
 def sde_kernel(interpolant: Interpolant, x: Tensor, b: Tensor, t: float, t_next: float, eps: float) -> Kernel:
-    """Euler-Maruyama for dx = (b + eps s) dt + sqrt(2 eps) dW, with eps s = -eps E[x_0 | x] / alpha(t)."""
+    """Euler-Maruyama for dx = (b + eps s) dt + sqrt(2 eps) dW, with s = (beta b - beta' x) / (W alpha).
+
+    The mean is one combination of x and b, with coefficients in float64.
+    """
     h = t_next - t
     if eps == 0:
-        return Kernel(x + h * b, 0.0)
-    return Kernel(x + h * (b - (eps / _at(interpolant.alpha, t)) * interpolant.noise(b, x, t)), 2 * eps * h)
+        return Kernel(torch.add(x, b, alpha=h), 0.0)
+    parts = (interpolant.alpha, interpolant.beta, interpolant.d_alpha, interpolant.d_beta)
+    alpha, beta, d_alpha, d_beta = (_at(part, t) for part in parts)
+    scale = h * eps / (alpha * (alpha * d_beta - d_alpha * beta))
+    return Kernel(((1 - scale * d_beta) * x).add_(b, alpha=h + scale * beta), 2 * eps * h)
 
 
 def renoise_kernel(interpolant: Interpolant, endpoint: Tensor, t_next: float) -> Kernel:
@@ -82,11 +88,11 @@ def guided(kernel: Kernel, shift: Tensor | None, noise: Tensor | None) -> tuple[
     if kernel.variance == 0 or noise is None:
         return kernel.mean, zero
     deviation = kernel.variance**0.5
-    x = kernel.mean + deviation * noise
+    x = torch.add(kernel.mean, noise, alpha=deviation)
     if shift is None:
         return x, zero
-    g, xi = shift.double(), noise.double()
-    return x + shift, -dot(g, xi) / deviation - dot(g, g) / (2 * kernel.variance)
+    log_ratio = -dot64(shift, noise) / deviation - dot64(shift, shift) / (2 * kernel.variance)
+    return x.add_(shift), log_ratio
 
 
 def shift_of(
@@ -101,6 +107,13 @@ def shift_of(
     if isinstance(factor, Tensor):
         factor = expand_like(factor, gradient).to(gradient.dtype)
     return factor * gradient
+
+
+def normalized_shift(gradient: Tensor, kernel: Kernel, guidance: float) -> Tensor:
+    """An increment (B, *D) of ``guidance`` standard deviations of the step's noise along the gradient,
+    whatever the reward's scale; 0 where the gradient is."""
+    norm = expand_like(gradient.flatten(1).norm(dim=1), gradient)
+    return (guidance * kernel.variance**0.5) * gradient / norm.clamp_min(torch.finfo(gradient.dtype).tiny)
 
 
 def _at(coefficient: Callable[[Tensor], Tensor], t: float) -> float:

@@ -13,6 +13,7 @@ from fmtt.errors import UserError
 from fmtt.flow.interpolant import Interpolant
 from fmtt.steering.cost import Cost
 from fmtt.steering.lookahead import Lookahead
+from fmtt.steering.ranks import ALONE, Ranks
 from fmtt.tensor import take_cond
 from fmtt.types import Cond, Reward, VelocityField
 
@@ -36,8 +37,9 @@ class Problem:
     """What is tilted, and by what: everything that does not change from step to step.
 
     Attributes:
-        cond: conditioning with one row per particle.
+        cond: conditioning with one row per particle; of this rank's particles where several share a run.
         chunk_size: particles per network call; None is all of them.
+        ranks: the processes that share the particles.
     """
 
     velocity: VelocityField
@@ -48,6 +50,7 @@ class Problem:
     chunk_size: int | None
     cost: Cost
     probes: Probes = Probes()
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         if self.chunk_size is not None and self.chunk_size < 1:

@@ -8,6 +8,7 @@ Algorithm, for K steps on a grid t_0 < ... < t_K = 1:
             4. weigh:       log w += dA
             5. if due:      log Z += log mean w, resample, log w = 0
     end     log Z += log mean w
+Each of several processes holds a share of the particles and all log-weights (fmtt/steering/ranks.py).
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from torch import Tensor
 
 from fmtt.steering import adaptive, dynamics, resampling, smc
 from fmtt.steering.dynamics import Evaluation, Kernel, Problem
+from fmtt.steering.ranks import Ranks
 from fmtt.steering.rule import Rule
 from fmtt.steering.weights import Strength
 
 
 class Particles(NamedTuple):
-    """Everything that belongs to a particle; resampling gathers all of it.
+    """Everything that belongs to a particle, of this rank's B; resampling gathers all of it.
 
     Attributes:
         x: (B, *D).
@@ -71,42 +73,40 @@ class Info(NamedTuple):
 
 
 def init(problem: Problem, rule: Rule, x: Tensor, generator: torch.Generator | None = None) -> State:
-    """The state before the first step, from particles x (P*N, *D)."""
-    P, N = rule.num_populations, rule.num_particles
-    evaluation = dynamics.evaluate(problem, x, rule.plan.times[0], rule.needs(0), generator=generator)
+    """The state before the first step, from this rank's particles x (B, *D) of P*N."""
+    P, N, ranks = rule.num_populations, rule.num_particles, problem.ranks
+    evaluation = dynamics.evaluate(
+        problem, x, rule.plan.times[0], rule.needs(0), generator=generator, total=P * N
+    )
     zeros = torch.zeros(P, N, dtype=torch.float64, device=x.device)
-    flat = zeros.reshape(-1)
+    flat = ranks.share(zeros.reshape(-1))
     value = torch.full_like(flat, float("nan")) if evaluation.value is None else evaluation.value
-    eve = torch.arange(N, device=x.device).repeat(P)
+    eve = ranks.share(torch.arange(N, device=x.device).repeat(P))
     particles = Particles(x, evaluation, flat, value, evaluation.gradient, eve)
     return State(0, particles, zeros, zeros[:, 0].clone(), zeros[:, 0].clone())
 
 
 def step(problem: Problem, rule: Rule, state: State, generator: torch.Generator | None) -> tuple[State, Info]:
     """Move, weigh and, where due, resample all particles."""
-    k, particles, now = state.step, state.particles, state.particles.evaluation
+    k, particles, now, ranks = state.step, state.particles, state.particles.evaluation, problem.ranks
     table = (rule.num_populations, rule.num_particles)
-    t, t_next = rule.plan.times[k], rule.plan.times[k + 1]
-    kernel = dynamics.kernel(
-        rule.kernel, problem.interpolant, particles.x, now, t, t_next, rule.plan.noises[k]
-    )
-    noise = shift = None
-    if rule.noisy(k):
-        noise = smc.normal(tuple(particles.x.shape), generator, particles.x.device, particles.x.dtype)
-        if rule.guides and particles.gradient is not None and rule.active(k):
-            shift = dynamics.shift_of(
-                particles.gradient, kernel, t_next - t, _held(rule, state), rule.guidance, rule.drifts[k]
-            )
-    x, log_ratio = dynamics.guided(kernel, shift, noise)
-    after = dynamics.evaluate(problem, x, t_next, rule.needs(k + 1), generator=generator)
+    total = rule.num_populations * rule.num_particles
+    t_next = rule.plan.times[k + 1]
+    x, log_ratio, sizes = _move(problem, rule, state, generator)
+    after = dynamics.evaluate(problem, x, t_next, rule.needs(k + 1), generator=generator, total=total)
 
-    reached, strength = _strengthen(rule, state, after)
+    reached, strength = _strengthen(ranks, rule, state, after)
     potential, value = particles.potential, particles.value
     if after.value is not None:
         potential, value = strength[1] * after.value, after.value
     if rule.weights == "exact":
         increment = dynamics.exact_increment(
-            now, after, strength, t_next - t, deterministic=not rule.noisy(k), chi=rule.drifts[k]
+            now,
+            after,
+            strength,
+            t_next - rule.plan.times[k],
+            deterministic=not rule.noisy(k),
+            chi=rule.drifts[k],
         )
     elif rule.weights == "paper":
         increment = dynamics.paper_increment(now, after, strength)
@@ -117,16 +117,16 @@ def step(problem: Problem, rule: Rule, state: State, generator: torch.Generator 
 
     gradient = particles.gradient if after.gradient is None else after.gradient
     moved = Particles(x, after, potential, value, gradient, particles.eve)
-    increment = increment.reshape(table)
+    columns = ranks.gather(torch.stack([increment, value, *sizes], 1), total)
+    increment, rewards, guided, unguided = (column.reshape(table) for column in columns.unbind(1))
     statistics = smc.increment_statistics(state.log_weights, increment)
     log_weights = state.log_weights + increment
-    ess = smc.ess_fraction(log_weights)
+    ess = ranks.same(smc.ess_fraction(log_weights))
     log_z = state.log_z + smc.log_mean_exp(log_weights)
-    rewards = value.reshape(table)
     mean_reward = (torch.softmax(log_weights, 1) * rewards).sum(1)
-    ratio = _guidance_ratio(shift, kernel, particles.x, now, t_next - t, table)
+    ratio = (guided.sum(1) / unguided.sum(1).clamp_min(1e-300)).sqrt()
     new = State(k + 1, moved, log_weights, state.log_z, reached)
-    new, ancestors, resampled = _resample(rule, new, ess, log_z, generator)
+    new, ancestors, resampled = _resample(ranks, rule, new, ess, log_z, generator)
     return new, Info(
         t_next,
         ess,
@@ -143,14 +143,37 @@ def step(problem: Problem, rule: Rule, state: State, generator: torch.Generator 
     )
 
 
-def _held(rule: Rule, state: State) -> float | Tensor:
+def _move(
+    problem: Problem, rule: Rule, state: State, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """x' (B, *D), its log density ratio (B,), and the squared lengths of guidance and unguided move.
+
+    All else that a move computes is gone before the look-ahead, which needs the memory.
+    """
+    k, particles, now, ranks = state.step, state.particles, state.particles.evaluation, problem.ranks
+    x, t, t_next = particles.x, rule.plan.times[k], rule.plan.times[k + 1]
+    kernel = dynamics.kernel(rule.kernel, problem.interpolant, x, now, t, t_next, rule.plan.noises[k])
+    noise = shift = None
+    if rule.noisy(k):
+        shape = (state.log_weights.numel(), *x.shape[1:])
+        noise = ranks.share(smc.normal(shape, generator, x.device, x.dtype))
+        if rule.guides and particles.gradient is not None and rule.active(k):
+            held = _held(ranks, rule, state)
+            shift = dynamics.shift_of(
+                particles.gradient, kernel, t_next - t, held, rule.guidance, rule.drifts[k]
+            )
+    moved, log_ratio = dynamics.guided(kernel, shift, noise)
+    return moved, log_ratio, _squares(shift, kernel, x, now, t_next - t)
+
+
+def _held(ranks: Ranks, rule: Rule, state: State) -> float | Tensor:
     """lambda at the start of a step: one for all, or of every particle (B,)."""
     if rule.plan.adaptive is None:
         return rule.plan.strengths[state.step]
-    return state.strength.repeat_interleave(rule.num_particles)
+    return ranks.share(state.strength.repeat_interleave(rule.num_particles))
 
 
-def _strengthen(rule: Rule, state: State, after: Evaluation) -> tuple[Tensor, Strength]:
+def _strengthen(ranks: Ranks, rule: Rule, state: State, after: Evaluation) -> tuple[Tensor, Strength]:
     """(lambda (P,) at the step's end, lambda of every particle at its start and end).
 
     An adaptive lambda comes from the rewards seen before the step; if there are none, from those after it.
@@ -162,15 +185,24 @@ def _strengthen(rule: Rule, state: State, after: Evaluation) -> tuple[Tensor, St
     reached = state.strength
     if after.value is not None:
         seen = state.particles.value
-        values = (after.value if bool(seen[0].isnan()) else seen).reshape(state.log_weights.shape)
-        reached = adaptive.next_strength(
-            plan.adaptive, state.strength, state.log_weights, values, rule.looks_left[k]
+        values = after.value if bool(seen[0].isnan()) else seen
+        values = ranks.gather(values, state.log_weights.numel()).reshape(state.log_weights.shape)
+        reached = ranks.same(
+            adaptive.next_strength(
+                plan.adaptive, state.strength, state.log_weights, values, rule.looks_left[k]
+            )
         )
-    return reached, (_held(rule, state), reached.repeat_interleave(rule.num_particles))
+    end = ranks.share(reached.repeat_interleave(rule.num_particles))
+    return reached, (_held(ranks, rule, state), end)
 
 
 def _resample(
-    rule: Rule, state: State, ess: Tensor, log_z: Tensor, generator: torch.Generator | None
+    ranks: Ranks,
+    rule: Rule,
+    state: State,
+    ess: Tensor,
+    log_z: Tensor,
+    generator: torch.Generator | None,
 ) -> tuple[State, Tensor, Tensor]:
     """(the state after any resampling, ancestors (P, N), which populations (P,) were resampled).
 
@@ -188,19 +220,21 @@ def _resample(
     if not bool(due.any()):
         return state._replace(log_z=log_z if done else state.log_z), ancestors, due
     mask, drawn = due[:, None], resampling.resample(how.scheme, log_weights, generator, how.share)
-    ancestors = torch.where(mask, drawn.ancestors, ancestors)
-    particles = smc.gather(state.particles, smc.flat_index(ancestors, rule.num_particles))
-    log_weights = torch.where(mask, drawn.log_weights, log_weights)
+    ancestors = ranks.same(torch.where(mask, drawn.ancestors, ancestors))
+    index = smc.flat_index(ancestors, rule.num_particles)
+    particles = ranks.exchange(state.particles, index, len(index))
+    log_weights = ranks.same(torch.where(mask, drawn.log_weights, log_weights))
     kept = torch.where(due | done, log_z, state.log_z)
     return State(state.step, particles, log_weights, kept, state.strength), ancestors, due
 
 
-def _guidance_ratio(
-    shift: Tensor | None, kernel: Kernel, x: Tensor, now: Evaluation, h: float, table: tuple[int, int]
-) -> Tensor:
-    """Root mean square of g over that of the unguided move, per population (P,)."""
+def _squares(
+    shift: Tensor | None, kernel: Kernel, x: Tensor, now: Evaluation, h: float
+) -> tuple[Tensor, Tensor]:
+    """Squared lengths (B,) of the guidance increment and of the unguided move; 0 without guidance."""
     if shift is None:
-        return torch.zeros(table[0], dtype=torch.float64, device=x.device)
-    move = kernel.mean - x if now.velocity is None else h * now.velocity
-    squares = [v.reshape(table[0], -1).double().square().sum(1) for v in (shift, move)]
-    return (squares[0] / squares[1].clamp_min(1e-300)).sqrt()
+        zero = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        return zero, zero
+    move, scale = (kernel.mean - x, 1.0) if now.velocity is None else (now.velocity, h)
+    guided, unguided = (torch.linalg.vector_norm(v.flatten(1), dim=1).double() for v in (shift, move))
+    return guided.square(), (scale * unguided).square()

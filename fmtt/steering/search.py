@@ -21,9 +21,10 @@ from fmtt.steering import dynamics, setup
 from fmtt.steering import lookahead as lookaheads
 from fmtt.steering import schedule as schedules
 from fmtt.steering.dynamics import Needs, Probes, Problem
+from fmtt.steering.ranks import TIMEOUT
 from fmtt.steering.result import SearchHistory, SearchResult
 from fmtt.steering.rule import check_kernel
-from fmtt.steering.selection import Selector, check_selection, rounds_at
+from fmtt.steering.selection import Selector, check_selection, check_step_size, rounds_at
 from fmtt.tensor import take_cond
 from fmtt.types import Cond, FlowMap, Reward, VelocityField
 
@@ -55,6 +56,7 @@ def search(
     schedule: str | schedules.Scalar = "linear",
     noise: float | schedules.Scalar = 1.0,
     guidance: float = 1.0,
+    step_size: str = "gradient",
     times: str | schedules.Scalar | Tensor = "uniform",
     gradient: str = "auto",
     num_probes: int = 1,
@@ -68,6 +70,8 @@ def search(
     generator: torch.Generator | None = None,
     num_populations: int | None = None,
     kernel: str = "sde",
+    processes: str = "all",
+    rank_timeout: float = TIMEOUT,
 ) -> SearchResult:
     """Search for samples of high reward.
 
@@ -86,19 +90,23 @@ def search(
         num_steps: K; if omitted, 50, or with kernel="renoise" the fewest that hold R selections.
         guidance: multiplier of the gradient step, lambda (v/2) grad f for a step of noise variance v;
             the gradient is taken at selections, for survivors only.
+        step_size: "gradient", as above, or "normalized": a step of ``guidance`` standard deviations of the
+            noise along the gradient, whatever the reward's scale and lambda.
         gradient: "auto", "zeroth" or "none".
         kernel: "sde", or "renoise" to jump to the look-ahead's endpoint and noise it again: no velocity
             is needed, and a flow map keeps its marginals however few the steps.
         lookahead, lookahead_steps, lookahead_map, lookahead_tol, checkpoint, schedule (not adaptive), noise,
             times, num_probes, probe_scale, max_reward_calls, x_init, x_init_is, t_start, chunk_size,
-            velocity, num_populations: as in :func:`fmtt.tilt`.
+            velocity, num_populations, processes, rank_timeout: as in :func:`fmtt.tilt`.
 
     Raises:
         UserError: when arguments contradict each other.
+        RankError: when another process ended or did not answer in time.
     """
     if not 1 <= keep <= num_particles:
         raise UserError(f"keep must lie between 1 and num_particles={num_particles}, got {keep}")
     tempered = check_selection(selection, temperature)
+    step_size = check_step_size(step_size)
     field = flow_map.velocity if velocity is None else velocity
     ahead = lookaheads.choose(
         lookahead, lookahead_steps, flow_map, lookahead_map, field, tol=lookahead_tol, checkpoint=checkpoint
@@ -113,6 +121,10 @@ def search(
         raise UserError("a search has no weights to adapt to: schedule='adaptive' belongs to tilt")
     noisy = dynamics.noisy_steps(plan.noises, kernel)
     chosen = rounds_at(rounds, noisy, at_start=ahead.passes > 0)
+    ranks, generator = setup.meet(flow_map, x_init, device, processes, rank_timeout, generator)
+    sizes = (plan, num_particles, num_populations, keep, chosen, tempered, lookahead_steps, num_probes)
+    moves = (kernel, guidance, step_size, gradient, probe_scale, max_reward_calls)
+    ranks.check_agreement((sizes, moves), generator, x_init, *(cond or {}).values())
     start = setup.particles(
         flow_map,
         num_particles,
@@ -127,15 +139,33 @@ def search(
         x_init_is,
     )
     probes = Probes(num_probes, gradient == "zeroth", probe_scale)
-    problem = Problem(field, flow_map.interpolant, ahead, reward, start.cond, chunk_size, start.cost, probes)
+    x, own_cond = setup.own(ranks, start)
+    problem = Problem(
+        field, flow_map.interpolant, ahead, reward, own_cond, chunk_size, start.cost, probes, ranks
+    )
     strength = guidance if guidance != 0 and setup.uses_gradient(problem, start, gradient) else 0.0
     looks = 1 + 2 * num_probes if probes.zeroth else 1
     planned = (rounds + 1) * num_particles + rounds * keep * looks * (strength != 0)
-    setup.check_reward_calls(max_reward_calls, start, planned)
-
     P, N = start.num_populations, num_particles
-    run = Selector(flow_map, problem, plan, kernel, noisy, keep, tempered, strength, P, N, generator)
-    x, pull, carried = start.x, None, None
+    with ranks.together("counting reward calls"):
+        setup.check_reward_calls(max_reward_calls, start, planned)
+
+    run = Selector(
+        flow_map,
+        problem,
+        start.cond,
+        plan,
+        kernel,
+        noisy,
+        keep,
+        tempered,
+        strength,
+        P,
+        N,
+        generator,
+        step_size,
+    )
+    pull, carried = None, None
     eve = torch.arange(N, device=x.device).expand(P, N)
     seen: list[Tensor] = []
     with start.cost.measure(x.device):
@@ -146,10 +176,11 @@ def search(
                 pull, eve = now.gradient, eve.gather(1, survivors.parents)
                 seen.append(survivors.rewards)
             else:
-                now = run.look(x, k)
+                now = run.look(x, k, P * N)
             x = run.move(x, now, pull, k, carried)
         final = dynamics.evaluate(problem, x, 1.0, Needs(value=True)).value
     assert final is not None
+    x, final = ranks.gather(x, P * N), ranks.gather(final, P * N)
     table = torch.stack(seen)
     result = SearchResult(
         samples=x,
@@ -158,7 +189,7 @@ def search(
         history=SearchHistory(
             torch.tensor([plan.times[k] for k in chosen], dtype=torch.float64), table.amax(2), table.mean(2)
         ),
-        cost=start.cost,
+        cost=start.cost.over(ranks),
         base_law=NO_LAW,
         num_populations=P,
         eve=eve.reshape(-1),

@@ -16,16 +16,17 @@ from fmtt.tensor import take_cond
 from fmtt.types import Cond, FlowMap
 
 SELECTIONS = ("top", "tempered")
+STEP_SIZES = ("gradient", "normalized")
 
 
 class Survivors(NamedTuple):
     """Candidates after a selection.
 
     Attributes:
-        x: clones (P*N, *D) of the survivors.
+        x: this rank's clones (B, *D) of the survivors.
         known: what is known at them.
         parents: (P, N) the candidate that each clone continues.
-        carried: (P, N) bool: the first clones, which go on without noise.
+        carried: (B,) bool: the first clones, which go on without noise.
         rewards: (P, N) look-ahead rewards before the selection.
     """
 
@@ -36,18 +37,28 @@ class Survivors(NamedTuple):
     rewards: Tensor
 
 
+class Seen(NamedTuple):
+    """Particles (B, *D) and what is known of them."""
+
+    x: Tensor
+    known: Evaluation
+
+
 @dataclass(frozen=True)
 class Selector:
     """A search's constants.
 
     Attributes:
+        cond: conditions of all P*N candidates.
         keep: survivors of a selection.
         temperature: of the resampling that selects them; None keeps the top.
         guidance: multiplier of the reward's gradient; 0 asks for none.
+        step_size: one of STEP_SIZES.
     """
 
     flow_map: FlowMap
     problem: Problem
+    cond: Cond | None
     plan: Plan
     kernel: str
     noisy: tuple[bool, ...]
@@ -57,34 +68,41 @@ class Selector:
     P: int
     N: int
     generator: torch.Generator | None
+    step_size: str = "gradient"
 
-    def look(self, x: Tensor, k: int, cond: Cond | None = None, *, gradient: bool = False) -> Evaluation:
-        """What a move from t_k needs, for candidates or survivors x."""
+    def look(
+        self, x: Tensor, k: int, total: int, cond: Cond | None = None, *, gradient: bool = False
+    ) -> Evaluation:
+        """What a move from t_k needs, for this rank's share x of ``total`` candidates or survivors."""
         renoises = self.kernel == "renoise"
         needs = Needs(velocity=not renoises, gradient=gradient, endpoint=renoises)
-        return dynamics.evaluate(self.problem, x, self.plan.times[k], needs, cond, self.generator)
+        return dynamics.evaluate(self.problem, x, self.plan.times[k], needs, cond, self.generator, total)
 
     def select(self, x: Tensor, k: int) -> Survivors:
         """Look ahead from all candidates, keep the best, clone them back to N."""
+        ranks, total, kept = self.problem.ranks, self.P * self.N, self.P * self.keep
         renoises = self.kernel == "renoise"
         shared = self.problem.lookahead.uses_velocity and not renoises
         needs = Needs(velocity=shared, value=True, endpoint=renoises)
         known = dynamics.evaluate(self.problem, x, self.plan.times[k], needs)
         assert known.value is not None
-        rewards = known.value.reshape(self.P, self.N)
-        chosen = self._chosen(rewards, k)  # (P, keep)
+        rewards = ranks.gather(known.value, total).reshape(self.P, self.N)
+        chosen = ranks.same(self._chosen(rewards, k))  # (P, keep)
         rows = smc.flat_index(chosen, self.N)
-        x, known, cond = x[rows], smc.gather(known, rows), take_cond(self.problem.cond, rows)
+        x, known = ranks.exchange(Seen(x, known), rows, total)
+        cond = take_cond(self.cond, ranks.share(rows))
         pulls = self.guidance != 0 and self.plan.strengths[k + 1] != 0
         if pulls or not (renoises or shared):
-            known = self.look(x, k, cond, gradient=pulls)
+            known = self.look(x, k, kept, cond, gradient=pulls)
         order = torch.arange(self.N, device=x.device)
         clones = smc.flat_index((order % self.keep).expand(self.P, self.N), self.keep)
         first = torch.ones_like(chosen, dtype=torch.bool)
         if self.temperature is not None:  # sorted, so that copies of one survivor are neighbours
             first[:, 1:] = chosen[:, 1:] != chosen[:, :-1]
         carried = first[:, order % self.keep] & (order < min(self.keep, self.N // 2))
-        return Survivors(x[clones], smc.gather(known, clones), chosen[:, order % self.keep], carried, rewards)
+        x, known = ranks.exchange(Seen(x, known), clones, kept)
+        own = ranks.share(carried.reshape(-1))
+        return Survivors(x, known, chosen[:, order % self.keep], own, rewards)
 
     def _chosen(self, rewards: Tensor, k: int) -> Tensor:
         """The survivors (P, keep) among candidates of these rewards (P, N)."""
@@ -94,23 +112,28 @@ class Selector:
         return resampling.systematic(log_weights, self.generator, self.keep)
 
     def move(self, x: Tensor, now: Evaluation, pull: Tensor | None, k: int, carried: Tensor | None) -> Tensor:
-        """Candidates at t_{k+1}: fresh noise for all but those ``carried`` (P, N)."""
+        """This rank's candidates at t_{k+1}: fresh noise for all but those ``carried`` (B,)."""
         t, t_next, strength = self.plan.times[k], self.plan.times[k + 1], self.plan.strengths[k + 1]
         transition = dynamics.kernel(
             self.kernel, self.problem.interpolant, x, now, t, t_next, self.plan.noises[k]
         )
         if not self.noisy[k]:
             return transition.mean
-        noise = smc.normal(tuple(x.shape), self.generator, x.device, x.dtype)
+        shape = (self.P * self.N, *x.shape[1:])
+        noise = self.problem.ranks.share(smc.normal(shape, self.generator, x.device, x.dtype))
         shift = None
         if pull is not None:
-            shift = dynamics.shift_of(pull, transition, t_next - t, strength, self.guidance, 0.0)
+            if self.step_size == "normalized":
+                shift = dynamics.normalized_shift(pull, transition, self.guidance)
+            else:
+                shift = dynamics.shift_of(pull, transition, t_next - t, strength, self.guidance, 0.0)
         moved, _ = dynamics.guided(transition, shift, noise)
         if carried is not None:
-            index = carried.reshape(-1).nonzero().squeeze(1)
-            moved[index] = self._carry(
-                x[index], smc.gather(now, index), k, take_cond(self.problem.cond, index)
-            )
+            with self.problem.ranks.together("carrying the best on"):
+                index = carried.nonzero().squeeze(1)
+                if len(index):
+                    cond = take_cond(self.problem.cond, index)
+                    moved[index] = self._carry(x[index], smc.gather(now, index), k, cond)
         return moved
 
     def _carry(self, x: Tensor, now: Evaluation, k: int, cond: Cond | None) -> Tensor:
@@ -134,6 +157,17 @@ def rounds_at(rounds: int, noisy: tuple[bool, ...], *, at_start: bool) -> tuple[
             f"got {rounds}: use more num_steps, or noise > 0"
         )
     return tuple(steps[j * len(steps) // rounds] for j in range(rounds))
+
+
+def check_step_size(step_size: str) -> str:
+    """The name, checked.
+
+    Raises:
+        UserError: when it is unknown.
+    """
+    if step_size not in STEP_SIZES:
+        raise UserError(f"step_size must be one of {', '.join(STEP_SIZES)}, got {step_size!r}")
+    return step_size
 
 
 def check_selection(selection: str, temperature: float) -> float | None:

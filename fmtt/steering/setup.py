@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from fmtt.errors import UserError
-from fmtt.steering import smc
+from fmtt.steering import processes, smc
 from fmtt.steering.cost import Cost
 from fmtt.steering.dynamics import Problem, score
+from fmtt.steering.ranks import Ranks
 from fmtt.tensor import take_cond
 from fmtt.types import Cond, FlowMap
 
@@ -92,6 +93,34 @@ def particles(
     return Start(x, cond, population, P, Cost(populations=P))
 
 
+def meet(
+    flow_map: FlowMap,
+    x_init: Tensor | None,
+    device: torch.device | str | None,
+    wanted: str,
+    timeout: float,
+    generator: torch.Generator | None,
+) -> tuple[Ranks, torch.Generator | None]:
+    """The processes that share the run, and a generator that is the same in all of them."""
+    device, _ = _placement(flow_map, x_init, device, None)
+    ranks = processes.find(wanted, timeout, device)
+    return ranks, ranks.generator(generator, device)
+
+
+def own(ranks: Ranks, start: Start) -> tuple[Tensor, Cond | None]:
+    """This rank's particles and their conditions.
+
+    Raises:
+        UserError: when a rank would have none.
+    """
+    total = len(start.x)
+    if total < ranks.size:
+        raise UserError(
+            f"{total} particles cannot be shared by {ranks.size} processes: use more, or fewer of those"
+        )
+    return ranks.share(start.x), take_cond(start.cond, ranks.rows(total))
+
+
 def uses_gradient(problem: Problem, start: Start, gradient: str) -> bool:
     """Whether the reward's gradient steers.
 
@@ -104,9 +133,13 @@ def uses_gradient(problem: Problem, start: Start, gradient: str) -> bool:
     declared = getattr(problem.reward, "differentiable", None)
     if declared is not None:
         return bool(declared)
-    with torch.enable_grad():
-        probe = start.x[:1].detach().clone().requires_grad_()
-        return score(problem, probe, take_cond(start.cond, slice(0, 1))).requires_grad
+
+    def tries() -> bool:
+        with torch.enable_grad():
+            probe = start.x[:1].detach().clone().requires_grad_()
+            return score(problem, probe, take_cond(start.cond, slice(0, 1))).requires_grad
+
+    return problem.ranks.lead(tries, "trying the reward")
 
 
 def check_reward_calls(limit: int | None, start: Start, planned: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from fmtt.steering import sampler, setup
 from fmtt.steering import schedule as schedules
 from fmtt.steering.adaptive import Adaptive
 from fmtt.steering.problem import Probes, Problem
+from fmtt.steering.ranks import TIMEOUT
 from fmtt.steering.result import History, TiltResult
 from fmtt.steering.rule import Resampling, Rule
 from fmtt.types import Cond, FlowMap, Reward, VelocityField
@@ -59,6 +61,8 @@ def tilt(
     generator: torch.Generator | None = None,
     num_populations: int | None = None,
     kernel: str = "sde",
+    processes: str = "all",
+    rank_timeout: float = TIMEOUT,
 ) -> TiltResult:
     """Sample from rho e^r / Z, the model's law tilted by a reward.
 
@@ -86,7 +90,8 @@ def tilt(
         chi: extra drift chi lambda grad f, a number or a callable chi(t). Under weights="exact" its
             Laplacian is estimated by ``num_probes`` random signs per particle and step, each a second
             reverse pass: unbiased, with variance 2 sum_{i != j} H_ij^2 / num_probes for the Hessian H of f.
-            Needs weights other than "paper".
+            A flow map that parts modes bends sharply between them, and steps have to be as small as that
+            asks; "path" does not mind. Needs weights other than "paper".
         times: "uniform", "shifted:S", a callable bending [0, 1] onto itself, or the K + 1 times.
         gradient: "auto" uses the reward's gradient; "zeroth" estimates it from 2 * num_probes more rewards
             per look-ahead, at ``probe_scale`` from its endpoint, and "none" leaves it out: for rewards
@@ -111,14 +116,27 @@ def tilt(
         num_populations: P independent populations in one batch; the rows of ``cond`` if omitted.
         kernel: "sde", or "renoise" to jump to the look-ahead's endpoint and noise it again, which
             suits few steps and needs weights="path" or "none".
+        processes: "all" shares one run among the processes of torchrun or torch.distributed: each holds some
+            of the particles, and all return the whole result, which is one process's up to chunking. Every
+            process passes the same arguments and a generator of the same seed (rank 0 seeds one for all
+            where none is given). "one" is a run of its own in each process.
+        rank_timeout: seconds that a process waits for the others at any one step; then, or when another one
+            ends, it raises a RankError.
 
     Raises:
         UserError: when arguments contradict each other; the message names them.
+        RankError: when another process ended or did not answer in time.
     """
     plan = schedules.build(
         num_steps, flow_map.interpolant, times=times, schedule=schedule, noise=noise, t_start=t_start
     )
     field = flow_map.velocity if velocity is None else velocity
+    drifts = schedules.drifts(chi, plan.times)
+    ranks, generator = setup.meet(flow_map, x_init, device, processes, rank_timeout, generator)
+    sizes = (plan, drifts, num_particles, num_populations, lookahead_steps, num_probes, probe_scale)
+    moves = (weights, kernel, guidance, gradient, gradient_every, max_reward_calls)
+    resampling = (resample, ess_threshold, resample_at, resample_share, final_resample)
+    ranks.check_agreement((sizes, moves, resampling), generator, x_init, *(cond or {}).values())
     start = setup.particles(
         flow_map,
         num_particles,
@@ -137,7 +155,10 @@ def tilt(
     )
     rules.check_kernel(kernel, ahead)
     probes = Probes(num_probes, gradient == "zeroth", probe_scale)
-    problem = Problem(field, flow_map.interpolant, ahead, reward, start.cond, chunk_size, start.cost, probes)
+    x, own_cond = setup.own(ranks, start)
+    problem = Problem(
+        field, flow_map.interpolant, ahead, reward, own_cond, chunk_size, start.cost, probes, ranks
+    )
     guides = setup.uses_gradient(problem, start, gradient)
     rule = Rule(
         plan,
@@ -145,7 +166,7 @@ def tilt(
         kernel,
         "none" if not guides else "zeroth" if probes.zeroth else "reverse",
         guidance,
-        schedules.drifts(chi, plan.times),
+        drifts,
         gradient_every,
         Resampling(
             resample,
@@ -158,28 +179,32 @@ def tilt(
         num_particles,
     )
     rules.check(rule)
-    setup.check_reward_calls(max_reward_calls, start, rule.reward_calls(num_probes) * num_particles)
+    with ranks.together("counting reward calls"):
+        setup.check_reward_calls(max_reward_calls, start, rule.reward_calls(num_probes) * num_particles)
 
-    with start.cost.measure(start.x.device):
-        state = sampler.init(problem, rule, start.x, generator)
+    total, start = len(start.x), replace(start, x=x.new_empty(0))
+    with start.cost.measure(x.device):
+        state = sampler.init(problem, rule, x, generator)
+        del x  # only the sampler holds the particles, and lets them go as they move
         infos: list[sampler.Info] = []
         for _ in range(plan.num_steps):
             state, info = sampler.step(problem, rule, state, generator)
             infos.append(info)
     final = state.particles
     assert final.evaluation.value is not None
+    samples = ranks.gather(final.x, total)
     single = start.num_populations == 1
     ess = infos[-1].ess
     return TiltResult(
-        samples=final.x,
+        samples=samples,
         log_weights=state.log_weights.reshape(-1),
         log_z=state.log_z[0] if single else state.log_z,
         ess=ess[0] if single else ess,
-        rewards=final.evaluation.value.to(final.x.dtype),
+        rewards=ranks.gather(final.evaluation.value, total).to(samples.dtype),
         population=start.population,
-        eve=final.eve,
+        eve=ranks.gather(final.eve, total),
         history=_history(infos),
-        cost=start.cost,
+        cost=start.cost.over(ranks),
         base_law=rules.base_law(rule, None if x_init is None else x_init_is, t_start),
         num_populations=start.num_populations,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fmtt.steering.problem import Evaluation
-from fmtt.tensor import dot
+from fmtt.tensor import dot64
 
 Strength = tuple[float | Tensor, float | Tensor]
 """lambda at the start and at the end of a step."""
@@ -52,8 +52,8 @@ def rate(known: Evaluation, strength: float | Tensor, chi: float) -> Tensor | No
     total = strength * known.residual
     if chi != 0:
         assert known.langevin is not None and known.gradient is not None
-        gradient = known.gradient.double()
-        total = total + chi * strength * (known.langevin + strength * dot(gradient, gradient))
+        square = dot64(known.gradient, known.gradient)
+        total = total + chi * strength * (known.langevin + strength * square)
     return total
 
 

@@ -118,3 +118,20 @@ def test_pooling_recovers_the_mean_of_unequal_populations():
 def test_the_quick_matrix_holds():
     found = matrix.run(matrix.QUICK)
     assert all(cell.passed for cell in found), matrix.text(found)
+
+
+@pytest.mark.parametrize("kind", (problems.ProductMixture, problems.WrongMap))
+def test_two_derivatives_of_the_maps_are_right(kind):
+    """Weights with a Laplacian differentiate the map twice."""
+    flow, x, e = kind(1), torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None], 1e-5
+
+    def slope(x: torch.Tensor, *, again: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        x = x.clone().requires_grad_()
+        return x, torch.autograd.grad(flow(x, 0.4, 1.0).sum(), x, create_graph=again)[0]
+
+    at, first = slope(x, again=True)
+    (second,) = torch.autograd.grad(first.sum(), at)
+    difference = (slope(x + e)[1] - slope(x - e)[1]) / (2 * e)
+    torch.testing.assert_close(second, difference, rtol=1e-4, atol=1e-5)
+    near = (flow(x + e, 0.4, 1.0) - flow(x - e, 0.4, 1.0)) / (2 * e)
+    torch.testing.assert_close(first.detach(), near, rtol=1e-4, atol=1e-6)

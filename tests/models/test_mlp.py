@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -13,6 +15,18 @@ from fmtt.models.mlp import MLP
 def test_any_data_shape(shape: tuple[int, ...]):
     x, t = torch.randn(4, *shape), torch.rand(4)
     assert MLP(shape, width=8, depth=1)(x, t, t).shape == x.shape
+
+
+def test_frequencies_of_the_coordinates_enter_beside_them():
+    network = MLP((2,), width=8, depth=1, position_frequency=4.0)
+    x = torch.tensor([[0.5, -1.0]])
+    found = network.features(x)
+    assert found.shape == (1, 2 * (1 + 2 * 6)) and torch.equal(found[:, :2], x)
+    lowest, highest = math.pi / 2, 4 * math.pi
+    torch.testing.assert_close(found[0, 2], torch.tensor(math.cos(lowest * 0.5)))
+    torch.testing.assert_close(found[0, 7], torch.tensor(math.cos(highest * 0.5)))
+    torch.testing.assert_close(found[0, -1], torch.tensor(math.sin(-highest)), atol=1e-5, rtol=0)
+    assert torch.equal(MLP((2,), width=8, depth=1).features(x), x)
 
 
 def test_impossible_sizes_are_refused():

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import fmtt
+from fmtt.evaluation.certify_problems import ProductMixture, WrongMap
 from fmtt.steering.lookahead import FlowMapLookahead
 
 P, N = 16, 2500
@@ -23,6 +24,22 @@ TILTS = {
     1: ([[-1.0]], [1.5]),
     2: ([[-0.9, 0.4], [0.4, -0.7]], [1.3, 0.5]),
 }
+
+
+class Close(ProductMixture):
+    """Modes so close that the flow map bends gently, by second derivatives up to 3.
+
+    Between well separated modes they exceed 1 000, and with them the Laplacian of r(X): weights that contain
+    it are exact there too, but only at thousands of steps.
+    """
+
+    means, deviations = (-0.8, 0.8), (0.6, 0.5)
+
+
+class CloseWrong(WrongMap):
+    """A wrong map of the same law."""
+
+    means, deviations = Close.means, Close.deviations
 
 
 class Quadratic:

@@ -13,6 +13,8 @@ from fmtt.steering import adaptive, schedule, weights
 from tests.steering.exactness_cases import (
     LOOKAHEADS,
     PATH_STEPS,
+    Close,
+    CloseWrong,
     Estimate,
     base_law,
     check_exact,
@@ -59,8 +61,8 @@ def test_path_weights(product_mixture: Any, wrong_map: Any, options: dict[str, A
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lookahead", LOOKAHEADS)
-def test_exact_weights_with_a_drift(product_mixture: Any, wrong_map: Any, lookahead: str) -> None:
-    check_exact(product_mixture, wrong_map, 1, lookahead, chi=0.4)
+def test_exact_weights_with_a_drift(lookahead: str) -> None:
+    check_exact(Close, CloseWrong, 1, lookahead, chi=0.4)
 
 
 @pytest.mark.slow
@@ -84,11 +86,9 @@ def test_path_weights_of_every_schedule(
 @pytest.mark.slow
 @pytest.mark.parametrize("resample", ("systematic", "none"))
 @pytest.mark.parametrize("lookahead", LOOKAHEADS)
-def test_exact_weights_with_a_drift_in_two_dimensions(
-    product_mixture: Any, wrong_map: Any, lookahead: str, resample: str
-) -> None:
+def test_exact_weights_with_a_drift_in_two_dimensions(lookahead: str, resample: str) -> None:
     """The rewards' coordinates interact, so the probes are noisy."""
-    check_exact(product_mixture, wrong_map, 2, lookahead, resample, chi=0.4)
+    check_exact(Close, CloseWrong, 2, lookahead, resample, chi=0.4)
 
 
 def off(product_mixture: Any, wrong_map: Any, **options: Any) -> Tensor:

@@ -18,6 +18,11 @@ def adapter_layers(transformer: nn.Module) -> list[Any]:
     return [module for module in transformer.modules() if isinstance(module, peft.BaseTunerLayer)]
 
 
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of that name belongs to a LoRA adapter."""
+    return ".lora_A." in name or ".lora_B." in name
+
+
 @contextmanager
 def adapters_off(transformer: nn.Module) -> Iterator[None]:
     """Inside the block the transformer computes exactly what it did before adapters were added.
@@ -28,15 +33,24 @@ def adapters_off(transformer: nn.Module) -> Iterator[None]:
     if not layers:
         yield
         return
-    checkpointing = [m for m in transformer.modules() if getattr(m, "gradient_checkpointing", False) is True]
     try:
         _switch(layers, off=True)
-        for module in checkpointing:
+        with checkpointing_off(transformer):
+            yield
+    finally:
+        _switch(layers, off=False)
+
+
+@contextmanager
+def checkpointing_off(transformer: nn.Module) -> Iterator[None]:
+    """Inside the block every activation of a pass is kept for the reverse pass."""
+    modules = [m for m in transformer.modules() if getattr(m, "gradient_checkpointing", False) is True]
+    try:
+        for module in modules:
             module.gradient_checkpointing = False  # type: ignore[assignment]
         yield
     finally:
-        _switch(layers, off=False)
-        for module in checkpointing:
+        for module in modules:
             module.gradient_checkpointing = True  # type: ignore[assignment]
 
 

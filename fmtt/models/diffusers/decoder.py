@@ -81,6 +81,7 @@ class DecodedReward:
     def __init__(self, reward: Reward, decoder: Decoder) -> None:
         self.reward, self.decoder = reward, decoder
         self.differentiable = getattr(reward, "differentiable", None)
+        self.description = getattr(reward, "description", None)
 
     def __call__(self, x1: Tensor, cond: Cond | None = None) -> Tensor:
         """Scores (B,) of latents (B, C, h, w)."""

@@ -23,9 +23,10 @@ from fmtt.errors import UserError
 from fmtt.flow.flow_map import NeuralFlowMap
 from fmtt.flow.interpolant import Linear
 from fmtt.models.config import FORMAT
+from fmtt.models.diffusers.adapters import is_adapter
 from fmtt.models.diffusers.family import LatentTransformer
 from fmtt.models.diffusers.pretrained import FAMILIES, library, load_flow_map, one_line
-from fmtt.models.diffusers.student import Lora, add_lora, is_adapter, network_of
+from fmtt.models.diffusers.student import Lora, add_lora, network_of
 
 CONFIG, TRAINED, CARD, TRANSFORMER = "config.json", "trained.safetensors", "README.md", "transformer"
 ARGS = ("pretrained", "second_time", "own_guidance", "guidance", "few_step", "lora", "own_transformer")
@@ -138,13 +139,20 @@ def load(
     if args["own_transformer"]:
         transformer = _transformer_here(path, family, dtype)
     else:
-        where = pretrained or args["pretrained"]
+        where = pretrained or base_of(path, config)
         try:
             base = load_flow_map(where, family=family.names.family, few_step=args["few_step"], dtype=dtype)
         except UserError as error:
             raise UserError(f"the base model of {path}: {error}") from error
         transformer = network_of(base).transformer
     return attach(path, transformer).to(device)
+
+
+def base_of(path: str | Path, config: Mapping[str, Any]) -> str:
+    """Folder or hub id of the pipeline that the export at ``path`` was made from."""
+    where = str(config["network"]["args"]["pretrained"])
+    # Inside a pipeline's folder the base is the folder itself, wherever that is moved to.
+    return str(Path(path).resolve().parent) if where == ".." else where
 
 
 def attach(path: str | Path, transformer: Any) -> NeuralFlowMap:

@@ -9,14 +9,16 @@ the names that diffusers' pipelines give them: ``prompt_embeds`` (B, T, width), 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from fmtt.errors import UserError
 from fmtt.models.diffusers import second_time as second_times
-from fmtt.models.diffusers.adapters import adapters_off
+from fmtt.models.diffusers.adapters import adapters_off, checkpointing_off, is_adapter
 from fmtt.models.diffusers.layer_norm import make_differentiable
 from fmtt.models.embeddings import GuidanceEmbedding
 from fmtt.tensor import expand_like
@@ -57,7 +59,8 @@ class LatentTransformer(nn.Module):
         few_step: the model was distilled to jump to clean data; it has no velocity, and only t = 1 is
             allowed.
         adapters: whether LoRA adapters in the transformer belong to this network. Without, they are off
-            during its calls, so that a teacher shares the transformer with its student.
+            during its calls, so that a teacher shares the transformer with its student. With, its
+            ``state_dict`` leaves the transformer's own weights out, which are frozen and elsewhere.
     """
 
     names: ClassVar[Names]
@@ -91,6 +94,8 @@ class LatentTransformer(nn.Module):
         for part in (self.second_time, self.own_guidance):
             if part is not None:
                 part.to(device)
+        self.register_state_dict_post_hook(_leave_base_out)
+        self.register_load_state_dict_post_hook(_base_is_there)
 
     @classmethod
     def embeds_guidance(cls, transformer: nn.Module) -> bool:
@@ -106,6 +111,14 @@ class LatentTransformer(nn.Module):
     def patch(cls, config: Any) -> int:
         """Side of the square of latents that becomes a token."""
         return config["patch_size"]
+
+    @classmethod
+    def widths(cls, config: Any) -> dict[str, int]:
+        """Length of the last axis of embedded prompts, by condition, from the transformer's config."""
+        return {
+            "prompt_embeds": config["joint_attention_dim"],
+            "pooled_prompt_embeds": config["pooled_projection_dim"],
+        }
 
     @classmethod
     def encode(
@@ -124,6 +137,22 @@ class LatentTransformer(nn.Module):
     def time_scale(self) -> float:
         """What the transformer's embedding calls sigma = 1."""
         return 1000.0
+
+    def hold_negative(self, cond: Cond) -> None:
+        """Keep one row of ``negative_`` conditions, for calls with a guidance scale whose cond has none.
+
+        Raises:
+            UserError: when one is missing.
+        """
+        for name in self.names.conditions:
+            if NEGATIVE + name not in cond:
+                raise UserError(f"the negative prompt's conditions lack {NEGATIVE + name}: encode it again")
+            self.register_buffer(NEGATIVE + name, cond[NEGATIVE + name][:1].clone(), persistent=False)
+
+    @property
+    def held_negative(self) -> dict[str, Tensor]:
+        """What :meth:`hold_negative` was given, one row each."""
+        return dict(self.named_buffers(recurse=False))
 
     def predict(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """v_sigma(x), (B, C, H, W): the transformer's call as diffusers' own pipeline makes it."""
@@ -172,8 +201,11 @@ class LatentTransformer(nn.Module):
             embedding.register_forward_pre_hook(exact_time),
             embedding.register_forward_hook(both_times, with_kwargs=True),
         ]
+        # A pass that carries a tangent cannot be repeated in the reverse pass, where the tangent is gone.
+        moving = any(forward_ad.unpack_dual(v).tangent is not None for v in (x, s, t))
         try:
-            return -self.predict(x.to(self.dtype), sigma, cond)
+            with checkpointing_off(self.transformer) if moving else nullcontext():
+                return -self.predict(x.to(self.dtype), sigma, cond)
         finally:
             for handle in handles:
                 handle.remove()
@@ -188,11 +220,20 @@ class LatentTransformer(nn.Module):
         names = self.names.conditions
         missing = [name for name in names if name not in given]
         if missing:
-            raise UserError(f"family {self.names.family} needs cond[{missing[0]!r}]: use encode_prompts")
+            raise UserError(
+                f"family {self.names.family} needs cond[{missing[0]!r}]: use encode_prompts, or for training "
+                "data `python -m data encode`"
+            )
         wanted = {name: given[name] for name in names}
+        widths = self.widths(self.transformer.config)
         for name, value in wanted.items():
             if value.shape[0] != x.shape[0]:
                 raise UserError(f"cond[{name!r}] has {value.shape[0]} rows for {x.shape[0]} samples")
+            if value.shape[-1] != widths.get(name, value.shape[-1]):
+                raise UserError(
+                    f"cond[{name!r}] has width {value.shape[-1]}, this {self.names.family} model needs "
+                    f"{widths[name]}: encode prompts with its own pipeline"
+                )
         if SCALE in given:
             wanted[SCALE] = given[SCALE]
         elif self.guidance is not None:
@@ -200,6 +241,8 @@ class LatentTransformer(nn.Module):
         elif self.embeds_guidance(self.transformer):
             raise UserError(f"this {self.names.family} model is conditioned on cond['{SCALE}'] (B,): pass it")
         if SCALE in wanted and self.two_passes:
+            held = self.held_negative
+            given = {name: value.expand(len(x), *value.shape[1:]) for name, value in held.items()} | given
             lacking = [NEGATIVE + name for name in names if NEGATIVE + name not in given]
             if lacking:
                 raise UserError(f"cond['{SCALE}'] needs cond[{lacking[0]!r}] too: use encode_prompts")
@@ -208,3 +251,21 @@ class LatentTransformer(nn.Module):
             name: value.to(self.dtype) if value.is_floating_point() and name != SCALE else value
             for name, value in wanted.items()
         }
+
+
+def _leave_base_out(
+    network: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]
+) -> None:
+    assert isinstance(network, LatentTransformer)
+    base = prefix + "transformer."
+    if network.adapters:
+        for name in [key for key in state_dict if key.startswith(base) and not is_adapter(key)]:
+            del state_dict[name]
+
+
+def _base_is_there(network: nn.Module, incompatible: Any) -> None:
+    """Whoever loads a state without the base's weights need not be told that they are missing."""
+    assert isinstance(network, LatentTransformer)
+    if network.adapters:
+        missing = incompatible.missing_keys
+        missing[:] = [key for key in missing if "transformer." not in key or is_adapter(key)]

@@ -55,6 +55,7 @@ def load_flow_map(
     family: str | None = None,
     height: int | None = None,
     width: int | None = None,
+    latents: Sequence[int] | None = None,
     second_time: str = "none",
     guidance: float | None = None,
     few_step: bool | None = None,
@@ -67,6 +68,7 @@ def load_flow_map(
         where: a folder written by a pipeline's save_pretrained, or a hub id.
         family: refused if the folder holds another; found out if omitted.
         height, width: of pictures in pixels; the model's usual size if omitted.
+        latents: the shape (C, H, W) of latents instead.
         guidance: the scale where conditions give none, for guidance-embedded models.
         few_step: whether the model knows jumps to clean data only. If omitted: FLUX.1 without a guidance
             embedding (schnell) is, all others are not.
@@ -81,6 +83,8 @@ def load_flow_map(
         _check_family(family, found, where)
         vae = package.AutoencoderKL.load_config(where, subfolder="vae")
         shape = latent_shape(found, config, compression(vae), height, width)
+        if latents is not None:
+            shape = _checked_latents(latents, found, config, where)
         transformer_class = getattr(package, found.names.transformer)
         transformer = transformer_class.from_pretrained(
             where, subfolder="transformer", dtype=dtype or torch.float32, use_safetensors=True
@@ -92,19 +96,22 @@ def load_flow_map(
     return flow_map.to(device).eval().requires_grad_(False)
 
 
-def load_pipeline(where: str, *, dtype: torch.dtype | None = None) -> Any:
-    """The whole pipeline, as diffusers makes it.
+def load_pipeline(where: str, *, dtype: torch.dtype | None = None, **parts: Any) -> Any:
+    """The pipeline, as diffusers makes it.
+
+    Args:
+        parts: components by name that are there already, or None for those to be left out.
 
     Raises:
         UserError: when files are missing, pickled, or of no family known here.
     """
     package = library()
     with one_line(where):
-        pipeline = package.DiffusionPipeline.from_pretrained(
-            where, dtype=dtype or torch.float32, use_safetensors=True
+        config = package.AutoencoderKL.load_config(where, subfolder="transformer")
+        family_of(str(config.get("_class_name")), where)
+        return package.DiffusionPipeline.from_pretrained(
+            where, dtype=dtype or torch.float32, use_safetensors=True, **parts
         )
-    family_of(type(pipeline.transformer).__name__, where)
-    return pipeline
 
 
 def family_pipeline(components: Mapping[str, Any]) -> Any:
@@ -143,6 +150,7 @@ def encode_prompts(
     pipeline: Any,
     prompts: Sequence[str],
     *,
+    network: LatentTransformer | None = None,
     guidance_scale: float | None = None,
     negative_prompt: str = "",
     max_sequence_length: int | None = None,
@@ -151,18 +159,30 @@ def encode_prompts(
 
     Args:
         pipeline: of diffusers, of one of the families.
+        network: of the flow map, where the pipeline has no transformer.
         guidance_scale: w; families without a guidance embedding get the negative prompt's conditions too,
             unless w is 1 or omitted.
     """
-    family = family_of(type(pipeline.transformer).__name__, "the pipeline")
+    transformer = pipeline.transformer if network is None else network.transformer
+    family = family_of(type(transformer).__name__, "the pipeline")
     options = {} if max_sequence_length is None else {"max_sequence_length": max_sequence_length}
-    embeds = family.embeds_guidance(pipeline.transformer)
+    embeds = family.embeds_guidance(transformer) or (network is not None and network.own_guidance is not None)
     two_passes = family.guided and guidance_scale is not None and guidance_scale != 1
     cond = family.encode(pipeline, list(prompts), negative_prompt if two_passes else None, options)
     if guidance_scale is not None and (embeds or two_passes):
         rows = cond["prompt_embeds"]
         cond[SCALE] = rows.new_full((len(rows),), guidance_scale, dtype=torch.float32)
     return cond
+
+
+def _checked_latents(
+    latents: Sequence[int], family: type[LatentTransformer], config: Any, where: str
+) -> tuple[int, int, int]:
+    channels, patch, shape = family.latent_channels(config), family.patch(config), tuple(latents)
+    if len(shape) != 3 or shape[0] != channels or shape[1] % patch or shape[2] % patch:
+        needs = f"({channels}, H, W)" + (f" with H and W divisible by {patch}" if patch > 1 else "")
+        raise UserError(f"{where} takes latents of shape {needs}, not {shape}: encode with its own pipeline")
+    return (shape[0], shape[1], shape[2])
 
 
 def _check_family(wanted: str | None, found: type[LatentTransformer], where: str) -> None:

@@ -34,6 +34,10 @@ class Sana(LatentTransformer):
         super().__init__(transformer, **options)
 
     @classmethod
+    def widths(cls, config: Any) -> dict[str, int]:
+        return {"prompt_embeds": config["caption_channels"]}
+
+    @classmethod
     def encode(
         cls, pipeline: Any, texts: list[str], negative: str | None, options: dict[str, Any]
     ) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fmtt.errors import UserError
 from fmtt.flow.flow_map import NeuralFlowMap
-from fmtt.models.diffusers.adapters import adapter_layers
+from fmtt.models.diffusers.adapters import adapter_layers, is_adapter
 from fmtt.models.diffusers.family import LatentTransformer
 
 ADAPTER = "default"
@@ -70,11 +70,6 @@ def add_lora(transformer: nn.Module, lora: Lora, usual: Sequence[str]) -> None:
             parameter.data = parameter.data.float()
 
 
-def is_adapter(name: str) -> bool:
-    """Whether a parameter of that name belongs to a LoRA adapter."""
-    return ".lora_A." in name or ".lora_B." in name
-
-
 def student_of(
     teacher: NeuralFlowMap,
     *,
@@ -109,6 +104,8 @@ def student_of(
     )
     if lora is not None:
         add_lora(transformer, lora, base.names.lora)
+    if base.held_negative:
+        network.hold_negative(base.held_negative)
     return NeuralFlowMap(network, teacher.interpolant, teacher.data_shape)
 
 
@@ -122,6 +119,8 @@ def teacher_of(student: NeuralFlowMap) -> NeuralFlowMap:
     if not network.adapters:
         raise UserError("a student trained in full holds no teacher: load the teacher from its own folder")
     base = type(network)(network.transformer, guidance=network.guidance)
+    if network.held_negative:
+        base.hold_negative(network.held_negative)
     return NeuralFlowMap(base, student.interpolant, student.data_shape)
 
 

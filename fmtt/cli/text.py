@@ -1,0 +1,92 @@
+"""What exports of text-to-image models need besides: a prompt's conditions, and pictures from latents."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fmtt.errors import UserError
+from fmtt.flow.flow_map import NeuralFlowMap
+from fmtt.models.diffusers.decoder import DecodedReward, Decoder
+from fmtt.models.diffusers.export import base_of
+from fmtt.models.diffusers.pretrained import FAMILIES, encode_prompts, load_flow_map, load_pipeline
+from fmtt.models.diffusers.student import network_of
+from fmtt.rewards import describe
+from fmtt.types import Reward
+
+OPTIONS = ("prompt", "guidance_scale", "negative_prompt")
+VALUES = (0.0, 1.0)
+"""What black and white are in decoded pictures."""
+
+
+def needs_text(flow_map: NeuralFlowMap) -> bool:
+    """Whether a loaded export is a text-to-image model's."""
+    return flow_map.config["network"]["name"] in FAMILIES
+
+
+def refuse_options(args: Namespace) -> None:
+    """Refuse a prompt for a model that takes none.
+
+    Raises:
+        UserError: naming the option.
+    """
+    for name in OPTIONS:
+        if getattr(args, name, None):
+            raise UserError(f"{args.export} takes no text; leave --{name.replace('_', '-')} out")
+
+
+class Text:
+    """A text-to-image export as commands use it.
+
+    Args:
+        args: with ``export``, ``prompt``, ``guidance_scale`` and ``negative_prompt``.
+
+    Attributes:
+        cond: conditions of the prompt, one row.
+
+    Raises:
+        UserError: without a prompt, or where the base pipeline is not to be had.
+    """
+
+    def __init__(self, flow_map: NeuralFlowMap, args: Namespace, device: torch.device) -> None:
+        if not getattr(args, "prompt", None):
+            raise UserError(
+                f"{args.export} makes images from text: give --prompt (of sample, tilt, search and evaluate)"
+            )
+        if getattr(args, "label", None) is not None:
+            raise UserError(f"{args.export} is not class-conditional; leave --label out")
+        network = network_of(flow_map)
+        scale = args.guidance_scale if args.guidance_scale is not None else network.guidance
+        where = base_of(args.export, flow_map.config)
+        pipeline = load_pipeline(where, dtype=network.dtype, transformer=None).to(device)
+        self.cond: dict[str, Tensor] = encode_prompts(
+            pipeline,
+            [args.prompt],
+            network=network,
+            guidance_scale=scale,
+            negative_prompt=args.negative_prompt or "",
+        )
+        self.prompt: str = args.prompt
+        self.decoder = Decoder(pipeline.vae, max_batch=getattr(args, "chunk_size", None))
+
+    @torch.no_grad()
+    def pictures(self, latents: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [0, 1] of latents (B, C, h, w)."""
+        return self.decoder(latents)
+
+    def sees(self, reward: Reward) -> Reward:
+        """The reward as one of latents: of decoded pictures, unless it scores latents itself."""
+        return reward if describe(reward).space == "latents" else DecodedReward(reward, self.decoder)
+
+
+def pipeline_teacher(where: str, like: NeuralFlowMap, device: torch.device) -> Any:
+    """The transformer of a pipeline's folder as a velocity on the same latents; None where it is no such
+    folder."""
+    if not (Path(where) / "model_index.json").is_file():
+        return None
+    options: dict[str, Any] = {"latents": like.data_shape, "guidance": network_of(like).guidance}
+    return load_flow_map(where, **options, dtype=network_of(like).dtype, device=device)
