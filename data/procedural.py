@@ -13,6 +13,8 @@ from torch import Tensor
 
 from data.batch import Batch
 from data.counter import uniforms
+from data.digits import DATA_SHAPE as DIGITS_SHAPE
+from data.digits import digits_batch
 from data.index import Array
 from fmtt.errors import UserError, nearest
 from fmtt.rewards import clock
@@ -96,6 +98,7 @@ PROCEDURAL: dict[str, ProceduralSet] = {
     "mixture": ProceduralSet((2,), mixture_batch),
     "mixture-labelled": ProceduralSet((2,), mixture_batch, cond=("label",)),
     "checkerboard": ProceduralSet((2,), checkerboard_batch),
+    "digits": ProceduralSet(DIGITS_SHAPE, digits_batch, dtype="float16"),
 }
 """Every computed data set, by the name that configs and the command line use."""
 

@@ -122,15 +122,16 @@ def _fmtt_tilt(lookahead: str) -> Callable[[Task], Result]:
     return method
 
 
-def _fmtt_search(lookahead: str, guidance: float) -> Callable[[Task], Result]:
+def _fmtt_search(lookahead: str) -> Callable[[Task], Result]:
     def method(task: Task) -> Result:
         keep, rounds = 2, task.steps(1 / 2.4, 4)
         # A survivor costs a gradient (3 passes) and, with a map, its own noise-free step (1); a candidate
         # one look-ahead a round and at the end. The denoiser's first round is blind, one step longer.
         maps = lookahead == "flow_map"
         count = task.afford(rounds + 1 + (not maps), (3 + maps) * keep * rounds, keep)
-        sizes = {"num_particles": count, "keep": keep, "rounds": rounds, "guidance": guidance}
-        options = {"lookahead": lookahead, "kernel": "renoise", "times": _late}
+        sizes = {"num_particles": count, "keep": keep, "rounds": rounds}
+        # One standard deviation of the noise: in the reward's own scale a sharp reward overshoots.
+        options = {"lookahead": lookahead, "kernel": "renoise", "times": _late, "step_size": "normalized"}
         return search(**sizes, **options, **task.velocity, **task.common)
 
     return method
@@ -149,8 +150,8 @@ METHODS: dict[str, Callable[[Task], Result]] = {
     "fmrg": _fmrg,
     "fmtt_tilt": _fmtt_tilt("flow_map"),
     "fmtt_tilt_denoiser": _fmtt_tilt("denoiser"),
-    "fmtt_search": _fmtt_search("flow_map", 2.0),
-    "fmtt_search_denoiser": _fmtt_search("denoiser", 1.0),
+    "fmtt_search": _fmtt_search("flow_map"),
+    "fmtt_search_denoiser": _fmtt_search("denoiser"),
 }
 """FK steering's final potential is best-of-N with weights, and left out."""
 NAMES = tuple(METHODS)

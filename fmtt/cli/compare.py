@@ -25,9 +25,11 @@ from fmtt.errors import UserError, nearest
 from fmtt.evaluation.comparison import cells, statistics, units
 from fmtt.evaluation.comparison.cells import Cell, Setting
 from fmtt.files import write_json
-from fmtt.rewards import build, parse
+from fmtt.rewards import build, describe, parse
 
 SHOWN = 8
+SPENT = ("passes", "reward calls", "judge calls", "seconds")
+"""What the printed table says of a run's cost."""
 BASE_SAMPLES = 64
 FIXED = ("export", "reward", "judge", "tolerance", "teacher", "unit", "seed", "label")
 """What must not change between runs that share a folder."""
@@ -122,7 +124,8 @@ def _passes(args: Namespace, method: str, budgets: list[float], setting: Setting
     if args.unit == "passes" or not budgets:
         return [int(b) for b in budgets]
     if args.unit == "reward_calls":
-        return [units.passes_for_calls(method, b) for b in budgets]
+        known = describe(setting.reward).differentiable
+        return [units.passes_for_calls(method, b, known) for b in budgets]
     seconds = units.pace(
         method,
         setting.flow_map,
@@ -244,7 +247,10 @@ def judge_name(judged: Judge) -> str:
 
 def _print(table: list[statistics.Row], judge: str | None) -> None:
     width = max(len(r.method) for r in table)
-    print(f"{'method':<{width}}  {'budget':>8}  {judge or 'reward'} ± standard error (* top of its budget)")
+    spent = "".join(f"{name:>14}" for name in SPENT)
+    said = f"{judge or 'reward'} ± standard error (* top of its budget)"
+    print(f"{'method':<{width}}  {'budget':>8}{spent}  {said}")
     for r in sorted(table, key=lambda r: (r.amount, -(r.judge if judge else r.reward))):
         value, error = (r.judge, r.judge_se) if judge else (r.reward, r.reward_se)
-        print(f"{r.method:<{width}}  {r.amount:>8g}  {value:.3g} ± {error:.2g}{' *' if r.top else ''}")
+        spent = "".join(f"{getattr(r, name.replace(' ', '_')):>14.4g}" for name in SPENT)
+        print(f"{r.method:<{width}}  {r.amount:>8g}{spent}  {value:.3g} ± {error:.2g}{' *' if r.top else ''}")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fmtt.errors import UserError
 from fmtt.rewards import clock
+from fmtt.rewards.description import Described, Description
 from fmtt.types import Cond
 
 HOUR_SHARE = 0.8
@@ -48,7 +49,7 @@ def read_hands(images: Tensor) -> tuple[Tensor, Tensor]:
     return torch.atan2(hour[:, 0], hour[:, 1]), torch.atan2(minute[:, 0], minute[:, 1])
 
 
-class ClockReward:
+class ClockReward(Described):
     """Reward for clocks that show a given time.
 
     Args:
@@ -56,7 +57,9 @@ class ClockReward:
         sharpness: scale of the reward; its range is [-2 sharpness, 0].
     """
 
-    differentiable = True
+    description = Description(
+        "clocks that show a given time", differentiable=True, value_range=(-math.inf, 0.0), space="pixels"
+    )
 
     def __init__(self, time: str = "3:47", sharpness: float = 40.0) -> None:
         if not 0 < sharpness < math.inf:

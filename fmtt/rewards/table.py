@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fmtt.rewards.classifier import Classifier
 from fmtt.rewards.clock_reward import ClockReward
 from fmtt.rewards.inverse import Blur, Inpainting, SuperResolution
 from fmtt.rewards.learned.aesthetic import Aesthetic
@@ -17,6 +18,7 @@ from fmtt.types import Reward
 
 REWARDS: dict[str, Callable[..., Reward]] = {
     "clock": ClockReward,
+    "classifier": Classifier,
     "symmetry": Symmetry,
     "antisymmetry": Antisymmetry,
     "rotation": Rotation,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fmtt.errors import UserError
-from fmtt.rewards import clock
+from fmtt.rewards import clock, describe
 from fmtt.rewards.clock_reward import ClockReward, read_hands, tilted_time_density
 
 
@@ -106,3 +106,12 @@ def test_tilting_moves_the_law_to_the_target():
 def test_a_wrong_sharpness_is_refused(sharpness: float):
     with pytest.raises(UserError, match="sharpness must be positive"):
         ClockReward(sharpness=sharpness)
+
+
+def test_it_describes_itself():
+    reward = ClockReward("10:10")
+    described = describe(reward)
+    assert described == describe(ClockReward) and described.summary == "clocks that show a given time"
+    assert described.differentiable and reward.differentiable and described.space == "pixels"
+    assert described.value_range == (-math.inf, 0.0)
+    assert (reward(clocks(torch.arange(0.0, 720.0, 45.0))) <= 0).all()

@@ -64,7 +64,7 @@ def _rank(r: Row) -> float:
 
 def _table(rows: Sequence[Row], judge: str | None) -> tuple[list[str], list[list[object]]]:
     columns = ["method", "top", *([judge] if judge else []), "reward", "distance to model", "diversity"]
-    columns += ["passes", "reward calls", "seconds"]
+    columns += ["passes", "reward calls", *(["judge calls"] if judge else []), "seconds"]
     cells: list[list[object]] = []
     for r in rows:
         judged = [f"{r.judge:.3g} ± {r.judge_se:.1g}"] if judge else []
@@ -78,6 +78,7 @@ def _table(rows: Sequence[Row], judge: str | None) -> tuple[list[str], list[list
                 r.diversity,
                 r.passes,
                 r.reward_calls,
+                *([r.judge_calls] if judge else []),
                 r.seconds,
             ]
         )

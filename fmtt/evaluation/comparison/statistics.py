@@ -21,7 +21,7 @@ class Row(NamedTuple):
         amount: the budget, in the comparison's unit.
         reward, judge, restoration: means of the returned samples; ``judge`` is nan without a judge.
         diversity: mean root-mean-square distance between the samples that two runs return.
-        passes, reward_calls, seconds: means spent per run.
+        passes, reward_calls, judge_calls, seconds: means spent per run; the judge reads what a run returns.
         top: whether ``judge`` (without one ``reward``) is the highest at this budget, or within one standard
             error of the difference to it.
     """
@@ -38,6 +38,7 @@ class Row(NamedTuple):
     diversity: float
     passes: float
     reward_calls: float
+    judge_calls: float
     seconds: float
     top: bool = False
 
@@ -81,6 +82,7 @@ def row(method: str, amount: float, runs: Runs) -> Row:
         diversity=diversity(runs.best),
         passes=float(runs.passes.mean()),
         reward_calls=float(runs.reward_calls.mean()),
+        judge_calls=float((~runs.judge.isnan()).double().mean()),
         seconds=float(runs.seconds.mean()),
     )
 

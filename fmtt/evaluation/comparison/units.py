@@ -35,13 +35,28 @@ class _Still:
         return 0.0 * x
 
 
-def reward_calls(method: str, passes: int) -> float:
-    """Reward calls that one run of ``method`` makes on ``passes`` network passes; 0 if they are too few."""
+class _Sum:
+    """A reward for counting calls: with or without a gradient, or, where that is None, to be tried."""
+
+    def __init__(self, differentiable: bool | None) -> None:
+        self.differentiable = differentiable
+
+    def __call__(self, x1: Tensor, cond: Cond | None = None) -> Tensor:
+        return x1.flatten(1).sum(1)
+
+
+def reward_calls(method: str, passes: int, differentiable: bool | None = None) -> float:
+    """Reward calls that one run of ``method`` makes on ``passes`` network passes; 0 if they are too few.
+
+    Args:
+        differentiable: of the reward: without a gradient, some methods make fewer calls. None if only a
+            trial can tell, which is a call itself.
+    """
     try:
         result = budget.run(
             method,
             _Still(),
-            lambda x, cond: x.flatten(1).sum(1),
+            _Sum(differentiable),
             budget=passes,
             num_populations=1,
             generator=torch.Generator().manual_seed(0),
@@ -51,12 +66,12 @@ def reward_calls(method: str, passes: int) -> float:
     return float(result.cost.reward_calls)
 
 
-def passes_for_calls(method: str, calls: float) -> int:
+def passes_for_calls(method: str, calls: float, differentiable: bool | None = None) -> int:
     """The largest number of passes on which ``method`` makes at most ``calls`` reward calls, by bisection."""
     low, high = 0, max(1, int(calls * MOST_PASSES_PER_CALL))
     while high - low > 1:
         middle = (low + high) // 2
-        if reward_calls(method, middle) <= calls:
+        if reward_calls(method, middle, differentiable) <= calls:
             low = middle
         else:
             high = middle

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -83,6 +85,26 @@ def test_restoring_tells_the_models_own_samples_from_others():
 def test_passes_for_reward_calls_are_the_most_that_keep_within_them(method):
     passes = units.passes_for_calls(method, 8)
     assert units.reward_calls(method, passes) <= 8 < units.reward_calls(method, passes + 1)
+
+
+@pytest.mark.parametrize("method", ["best_of_n_few_step", "multi_round", "fmtt_search", "fmtt_tilt"])
+@pytest.mark.parametrize("differentiable", [True, False])
+def test_counted_reward_calls_are_those_that_a_run_makes(setting, method, differentiable):
+    """One call is one sample scored, whatever the batch; a trial of the gradient would be one more."""
+    seen = 0
+
+    class Counted:
+        def __call__(self, x, cond=None):
+            nonlocal seen
+            seen += len(x)
+            return reward(x if differentiable else x.detach())
+
+    counted = Counted()
+    counted.differentiable = differentiable  # pyright: ignore[reportAttributeAccessIssue]
+    runs = cells.run(dataclasses.replace(setting, reward=counted), Cell(method, 96, 96, 0, 3))
+    assert runs is not None
+    assert float(runs.reward_calls.sum()) == pytest.approx(seen)
+    assert float(runs.reward_calls[0]) == units.reward_calls(method, 96, differentiable)
 
 
 def test_the_pace_is_seconds_per_pass(setting):

@@ -62,7 +62,9 @@ def test_it_writes_numbers_figures_and_a_page(export, tmp_path, capsys):
     assert all(float(r["passes"]) <= float(r["amount"]) for r in table)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["judge"] == "hit rate by the judge" and len(summary["rows"]) == 4
-    assert "* top" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "* top" in printed and "reward calls" in printed and "judge calls" in printed
+    assert all(float(r["judge_calls"]) == 1 < float(r["reward_calls"]) for r in table)
 
 
 def test_it_continues_where_it_stopped(export, tmp_path, monkeypatch):

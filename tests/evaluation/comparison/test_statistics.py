@@ -27,7 +27,8 @@ def test_means_and_standard_errors():
     row = statistics.row("a", 64, runs([1, 1, 0, 0], [1.0, 2.0, 3.0, 4.0]))
     assert row.reward == 2.5
     assert row.reward_se == pytest.approx(torch.tensor([1.0, 2, 3, 4]).std().item() / 2)
-    assert (row.passes, row.reward_calls, row.seconds) == (60, 5, 0.5)
+    assert (row.passes, row.reward_calls, row.judge_calls, row.seconds) == (60, 5, 1, 0.5)
+    assert statistics.row("a", 64, runs([math.nan, math.nan])).judge_calls == 0
 
 
 def test_the_standard_error_of_a_rate_is_never_zero():
@@ -43,7 +44,7 @@ def test_diversity_is_the_mean_distance_of_pairs():
 
 def at(judge: float, error: float, reward: float = 0.0, amount: float = 64) -> Row:
     nan = float("nan")
-    return Row("m", amount, 64, reward, 0.1, judge, error, 0, 0, nan, 1, 1, 1)
+    return Row("m", amount, 64, reward, 0.1, judge, error, 0, 0, nan, 1, 1, 1, 1)
 
 
 def test_the_top_is_the_best_and_what_is_within_one_standard_error_of_it():

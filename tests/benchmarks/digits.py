@@ -1,0 +1,264 @@
+"""Tilt an unconditional model of 8 x 8 digits towards zeros, by every look-ahead. ``make bench-digits``.
+
+Trains the velocity model, the map and the classifier from configs/digits, which takes a few minutes on one
+core; finished stages under OUT are not done again. The truth is importance sampling: the model's own samples
+weighted by e^r, r = log p(0 | x). Prints the table, writes OUT/summary.json; exit status 1 if the map's
+look-ahead does not lead in total discrepancy and thermodynamic length, or errs more than another's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import data.digits
+import fmtt
+from data import digits_classifier
+from fmtt.baselines.best_of_n import best_of_n
+from fmtt.errors import UserError
+from fmtt.evaluation import distances
+from fmtt.files import make_writable, write_json
+from fmtt.flow.flow_map import NeuralFlowMap
+from fmtt.rewards.classifier import Classifier
+from train.config import load_config, to_yaml
+from train.demo.stages import Stages, fingerprint
+from train.export import export_run
+from train.run import train
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "digits"
+LABEL = 0
+STEPS = 50
+LOOKAHEADS = ("none", "denoiser", "flow_map")
+"""In the paper's order, worst first."""
+BANDWIDTH = 3.0
+"""Of the kernel: about half the distance between two digits."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is spent.
+
+    Attributes:
+        training: overrides of both configurations, such as a smaller number of steps.
+        base: samples of the model that make the truth.
+        particles, populations: of a tilt.
+    """
+
+    training: tuple[str, ...] = ()
+    base: int = 10_000
+    particles: int = 64
+    populations: int = 24
+
+
+class Truth:
+    """The tilted law by importance sampling from the law of the sampler's unguided steps."""
+
+    def __init__(self, flow_map: NeuralFlowMap, reward: Classifier, count: int) -> None:
+        drawn = best_of_n(
+            flow_map,
+            reward,
+            num_samples=count,
+            steps=STEPS,
+            sampler="velocity",
+            noise=1.0,
+            chunk_size=1024,
+            generator=torch.Generator().manual_seed(1),
+        )
+        self.samples, self.rewards = drawn.samples, drawn.rewards.double()
+        self.weights = torch.softmax(self.rewards, 0)
+        self.log_z = float(torch.logsumexp(self.rewards, 0)) - math.log(count)
+        self.effective = float(1 / self.weights.square().sum())
+
+    def mean(self, values: Tensor) -> float:
+        """The tilted mean of values (M,) at ``samples``."""
+        return float((self.weights * values.double()).sum())
+
+    def draws(self, count: int, seed: int) -> Tensor:
+        """Samples of the tilted law (count, 64), with replacement."""
+        generator = torch.Generator().manual_seed(seed)
+        return self.samples[torch.multinomial(self.weights, count, True, generator=generator)].flatten(1)
+
+
+def trained(out: Path, size: Size) -> tuple[NeuralFlowMap, Classifier]:
+    """The map and the reward, trained under ``out`` unless they are there."""
+    stages, inputs = Stages(out), [Path(data.digits.__file__)]
+    for number, (name, stage) in enumerate((("teacher", "pretrain"), ("map", "distill")), 1):
+        places = [f"run_dir={out / name}"] + [f"teacher={out / 'teacher-export'}"] * (stage == "distill")
+        config = load_config(CONFIGS / f"{name}.yaml", [*size.training, *places])
+        made = fingerprint(*inputs, to_yaml(config))
+        title = f"{number}/3 {name}: {stage}"
+
+        def work(config=config, stage=stage, name=name) -> dict[str, Any]:
+            train(config, stage)
+            export_run(out / name, out / f"{name}-export")
+            return {"steps": config.max_steps}
+
+        stages.run(name, title, made, work, resumable=True, product=out / f"{name}-export" / "config.json")
+        inputs = [out / f"{name}-export"]
+    file = out / "classifier" / "classifier.safetensors"
+
+    def fit() -> dict[str, Any]:
+        digits_classifier.write(file, digits_classifier.halves()[0])
+        return {}
+
+    made = fingerprint(Path(digits_classifier.__file__), Path(data.digits.__file__))
+    stages.run("classifier", "3/3 classifier", made, fit, product=file)
+    return fmtt.load(out / "map-export"), Classifier(str(file), LABEL)
+
+
+def column(values: Tensor) -> list[float]:
+    """[mean, standard error] over populations (P,)."""
+    values = values.double()
+    return [float(values.mean()), float(values.std()) / math.sqrt(len(values))]
+
+
+def rms(errors: Tensor) -> list[float]:
+    """[root mean square, standard error] of errors (P,)."""
+    square, deviation = column(errors.square())
+    return [math.sqrt(square), deviation / (2 * math.sqrt(square)) if square else 0.0]
+
+
+def measure(
+    flow_map: NeuralFlowMap, reward: Classifier, truth: Truth, lookahead: str, weights: str, size: Size
+) -> dict[str, Any]:
+    """One look-ahead: what it found, and how far that is from the truth."""
+    P, N = size.populations, size.particles
+    result = fmtt.tilt(
+        flow_map,
+        reward,
+        num_particles=N,
+        num_populations=P,
+        num_steps=STEPS,
+        lookahead=lookahead,
+        weights=weights,
+        chunk_size=1024,
+        generator=torch.Generator().manual_seed(0),
+    )
+    judge = digits_classifier.judge(digits_classifier.halves()[1])
+    hit = (judge(result.samples) == LABEL).double()
+    accuracy = result.expect(lambda _: hit).value
+    drawn = result.resample(N, torch.Generator().manual_seed(2)).reshape(P, N, -1)
+    against = truth.draws(max(2 * N, 1000), 3)
+    own = distances.self_similarity(against, BANDWIDTH)
+    squared = torch.stack([distances.mmd(x, against, BANDWIDTH, own=own) for x in drawn])
+    known = truth.mean((judge(truth.samples) == LABEL).double())
+    return {
+        "lookahead": lookahead,
+        "weights": weights,
+        "accuracy": column(accuracy),
+        "guided_accuracy": column(hit.reshape(P, N).mean(1)),
+        "accuracy_error": rms(accuracy - known),
+        "reward_error": rms(result.expect(reward).value - truth.mean(truth.rewards)),
+        "log_z": column(result.log_z),
+        "log_z_error": rms(result.log_z - truth.log_z),
+        "mmd": column(squared),
+        "ess": column(result.ess),
+        "resamples": column(result.history.resampled.double().sum(0)),
+        "discrepancy": column(result.history.total_discrepancy[-1]),
+        "length": column(result.history.thermodynamic_length[-1]),
+    }
+
+
+ORDERED = ("discrepancy", "length")
+"""Columns, smaller is better, in which the map leads under exact weights."""
+COMPARED = ("log_z_error", "mmd")
+"""Columns, smaller is better, in which it is not behind by more than the difference's standard error."""
+
+
+def behind(own: Sequence[float], other: Sequence[float], *, strictly: bool) -> bool:
+    """Whether one [value, standard error] is larger than another, beyond chance unless ``strictly``."""
+    margin = 0.0 if strictly else math.hypot(own[1], other[1])
+    return own[0] >= other[0] + margin
+
+
+def benchmark(out: Path, size: Size) -> dict[str, Any]:
+    """Train what is missing, tilt by every look-ahead, and write summary.json."""
+    flow_map, reward = trained(out, size)
+    truth = Truth(flow_map, reward, size.base)
+    judge = digits_classifier.judge(digits_classifier.halves()[1])
+    zeros = (judge(truth.samples) == LABEL).double()
+    rows = [
+        measure(flow_map, reward, truth, lookahead, weights, size)
+        for weights in ("exact", "path")
+        for lookahead in LOOKAHEADS
+    ]
+    exact = {row["lookahead"]: row for row in rows if row["weights"] == "exact"}
+    lost = [
+        f"{name} of {other}"
+        for name in (*ORDERED, *COMPARED)
+        for other in LOOKAHEADS[:-1]
+        if behind(exact["flow_map"][name], exact[other][name], strictly=name in ORDERED)
+    ]
+    known = {
+        "accuracy": truth.mean(zeros),
+        "untilted_accuracy": float(zeros.mean()),
+        "reward": truth.mean(truth.rewards),
+        "log_z": truth.log_z,
+        "effective_samples": truth.effective,
+    }
+    summary = {"truth": known, "rows": rows, "lost": lost}
+    write_json(out / "summary.json", summary)
+    return summary
+
+
+SHOWN = {
+    "accuracy": "zeros, weighted",
+    "guided_accuracy": "zeros, guided",
+    "reward_error": "error of mean r",
+    "log_z": "log Z",
+    "log_z_error": "error of log Z",
+    "mmd": "MMD²",
+    "ess": "ESS",
+    "discrepancy": "discrepancy",
+    "length": "length",
+}
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The rows and the truth, aligned."""
+    known = summary["truth"]
+    first = {"accuracy": f"{known['accuracy']:.4f}", "log_z": f"{known['log_z']:.4f}"}
+    lines = [["look-ahead", "weights", *SHOWN.values()]]
+    lines.append(["truth", "", *(first.get(name, "") for name in SHOWN)])
+    for row in summary["rows"]:
+        figures = [f"{row[name][0]:.4f} ± {row[name][1]:.4f}" for name in SHOWN]
+        lines.append([row["lookahead"], row["weights"], *figures])
+    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(x, widths, strict=True)).rstrip() for x in lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 the map leads, 1 it does not everywhere, 2 what the user gave is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/digits"))
+    parser.add_argument("--base", type=int, default=Size.base, help="samples that make the truth")
+    parser.add_argument("--particles", type=int, default=Size.particles)
+    parser.add_argument("--populations", type=int, default=Size.populations)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of both configurations")
+    args = parser.parse_args(arguments)
+    try:
+        make_writable(args.out, "--out")
+        size = Size(tuple(args.overrides), args.base, args.particles, args.populations)
+        summary = benchmark(args.out, size)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"\nzeros, {args.populations} populations of {args.particles}, ± standard error")
+    print(table(summary))
+    print(f"of the model's own samples {summary['truth']['untilted_accuracy']:.3f} are zeros")
+    for which in summary["lost"]:
+        print(f"the map does not lead in {which}")
+    print(f"wrote {args.out / 'summary.json'}")
+    return 1 if summary["lost"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""The digits' benchmark at a reduced budget: every stage runs, and its estimates agree with its truth."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("sklearn")
+pytest.importorskip("lightning")
+
+from data import digits_classifier
+from tests.benchmarks import digits
+
+QUICK = ("max_steps=60", "log.every_steps=60", "evaluate.num_samples=0", "evaluate.every_steps=60")
+
+
+@pytest.mark.slow
+def test_a_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(digits_classifier, "STEPS", 200)
+    size = digits.Size(QUICK, base=1000, particles=16, populations=8)
+    summary = digits.benchmark(tmp_path, size)
+    assert json.loads((tmp_path / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    rows = {(row["lookahead"], row["weights"]): row for row in summary["rows"]}
+    truth = summary["truth"]
+    # Path weights are exact for the law that the truth is drawn from, however little was trained: the mean of
+    # Z is the truth's, and that of log Z lower by half its variance.
+    row = rows["flow_map", "path"]
+    value, error = row["log_z"]
+    bias = error**2 * size.populations / 2
+    assert abs(value - truth["log_z"]) < 4 * math.hypot(error, truth["effective_samples"] ** -0.5) + bias
+    assert all(figure > 0 for row in rows.values() for figure in (row["length"][0], row["discrepancy"][0]))
+    assert len(digits.table(summary).splitlines()) == 2 + len(rows) == 8
+    capsys.readouterr()
+    digits.benchmark(tmp_path, size)
+    assert capsys.readouterr().out.count("done earlier") == 3
+
+
+def test_behind_means_beyond_chance_unless_strictly() -> None:
+    assert digits.behind([1.1, 0.1], [1.0, 0.0], strictly=True)
+    assert not digits.behind([1.05, 0.1], [1.0, 0.0], strictly=False)
+    assert digits.behind([1.2, 0.1], [1.0, 0.1], strictly=False)
