@@ -19,7 +19,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo data teacher map test test-slow test-cluster check certify bench bench-data clean force
+.PHONY: help install demo data teacher map test test-slow test-cluster check certify bench bench-data bench-tilt bench-distill bench-checkerboard bench-clock bench-digits bench-scale clean force
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -69,6 +69,24 @@ bench: $(STAMP) ## time network passes, sampling and tilting on this machine; ru
 
 bench-data: $(STAMP) ## time reading shards beside plain webdataset and a raw tar; runs/bench-data/summary.json
 	@$(PY) -m tests.benchmarks.reading --out runs/bench-data
+
+bench-tilt: $(STAMP) ## fmtt's own share of a tilt's time and memory; runs/bench-tilt/summary.json
+	@$(PY) -m tests.benchmarks.tilt --out runs/bench-tilt
+
+bench-distill: $(STAMP) ## cost of a training step of every objective; runs/bench-distill/summary.json
+	@$(PY) -m tests.benchmarks.distill --out runs/bench-distill
+
+bench-checkerboard: $(STAMP) ## self-distillation on the checkerboard, half an hour; continues where it stopped
+	@$(PY) -m tests.benchmarks.checkerboard --out runs/bench-checkerboard
+
+bench-clock: $(STAMP) ## every objective on the clock at equal processor time; runs/bench-clock/summary.json
+	@$(PY) -m tests.benchmarks.clock_objectives --out runs/bench-clock
+
+bench-digits: $(STAMP) ## tilt a model of handwritten digits by every look-ahead; runs/digits/summary.json
+	@$(PY) -m tests.benchmarks.digits --out runs/digits
+
+bench-scale: $(STAMP) ## two processes beside one, and the order of 64 ranks; runs/bench-scale/summary.json
+	@$(PY) -m tests.benchmarks.scale --out runs/bench-scale
 
 clean: ## remove caches and build products (runs/ and .venv stay; remove those by hand)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

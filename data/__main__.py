@@ -1,4 +1,4 @@
-"""``python -m data write SET --out DIR --num-samples N`` and ``python -m data verify DIR``."""
+"""``python -m data write SET``, ``encode SHARDS --model PIPELINE`` and ``verify DIR``: data sets."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from data.encode import add_arguments as add_encode_arguments
+from data.encode import encode as run_encode
 from data.procedural import PROCEDURAL
 from data.store import TIMEOUT, TRIES, Folder, open_store
 from data.verify import verify_shards
@@ -24,12 +26,12 @@ class _Parser(argparse.ArgumentParser):
     """Reports a wrong argument in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {' '.join(message.split())}; see {self.prog} --help\n")
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m data", description="Write and check data sets.", allow_abbrev=False)
-    commands = parser.add_subparsers(required=True, metavar="write|verify", parser_class=_Parser)
+    commands = parser.add_subparsers(required=True, metavar="write|encode|verify", parser_class=_Parser)
     write = commands.add_parser(
         "write",
         allow_abbrev=False,
@@ -46,6 +48,15 @@ def _parser() -> argparse.ArgumentParser:
         "--processes", type=int, default=1, metavar="N", help="how many write; the files are the same"
     )
     write.set_defaults(run=_write)
+    encode = commands.add_parser(
+        "encode",
+        allow_abbrev=False,
+        help="turn images and captions into latents and prompt embeddings",
+        description="Turn images and captions into shards of latents and prompt embeddings for a "
+        "text-to-image model. An interrupted command continues when it is run again.",
+    )
+    add_encode_arguments(encode)
+    encode.set_defaults(run=lambda args: run_encode(args, _progress))
     verify = commands.add_parser(
         "verify",
         allow_abbrev=False,
@@ -138,7 +149,7 @@ def _verify(args: argparse.Namespace) -> int:
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         raise UserError(
             f"{args.source}: {problems[0]}{more}; "
-            "delete the shards named and run `python -m data write` again"
+            "delete the shards named and run `python -m data write` or `encode` again"
         )
     print(f"{args.source}: {index.header}, every sample in order")
     return 0
@@ -150,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(argv)
         return args.run(args)
     except UserError as error:
-        print(f"python -m data: {error}", file=sys.stderr)
+        print(f"python -m data: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("python -m data: interrupted; run the same command again", file=sys.stderr)

@@ -222,8 +222,8 @@ def open_store(source: str | Path, *, timeout: float = TIMEOUT, tries: int = TRI
     Raises:
         UserError: when the source is none of these, or a number is out of range.
     """
-    if not timeout > 0:
-        raise UserError(f"data.timeout must be greater than 0, got {timeout}")
+    if not 0 < timeout < float("inf"):
+        raise UserError(f"data.timeout must be greater than 0 and finite, got {timeout}")
     if tries < 1:
         raise UserError(f"data.tries must be at least 1, got {tries}")
     scheme, colon, rest = str(source).partition(":")

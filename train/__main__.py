@@ -30,6 +30,8 @@ def parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="write a run's averaged weights as an export folder")
     export.add_argument("run_dir", type=Path)
     export.add_argument("out_dir", type=Path)
+    export.add_argument("--merge", action="store_true", help="fold LoRA adapters into the transformer")
+    export.add_argument("--diffusers", action="store_true", help="write a whole pipeline's folder")
     demo = commands.add_parser("demo", help="the clock, end to end: distil, export, evaluate, tilt, report")
     demo.add_argument("--out", type=Path, default=Path("runs/demo"))
     demo.add_argument("--fresh", action="store_true", help="delete earlier results first")
@@ -48,7 +50,8 @@ def run(arguments: argparse.Namespace) -> None:
     elif arguments.command == "export":
         from train.export import export_run
 
-        print(f"wrote {export_run(arguments.run_dir, arguments.out_dir)}")
+        options = {"merged": arguments.merge, "pipeline": arguments.diffusers}
+        print(f"wrote {export_run(arguments.run_dir, arguments.out_dir, **options)}")
     else:
         from train.demo.demo import demo
 

@@ -17,6 +17,7 @@ from fmtt.flow.flow_map import PREDICTIONS, NeuralFlowMap
 from fmtt.flow.interpolant import INTERPOLANTS
 from fmtt.models.checkpoint import NETWORKS, load
 from train.config import Config, NetworkConfig
+from train.config_pretrained import PretrainedConfig
 from train.losses import ANY_FLOW, DIAGONAL, OBJECTIVES, SEES_DATA, FlowMapLoss, sum_of
 from train.module import FlowMapModule
 from train.teacher import METHODS, ORACLE, ORACLES, SELF, Guidance, Teacher
@@ -131,6 +132,16 @@ def build_module(config: Config, stage: str, data_shape: tuple[int, ...]) -> Flo
     choose("times.midpoint", config.times.midpoint, MIDPOINTS)
     choose("derivative", config.derivative, DERIVATIVES)
     torch.manual_seed(config.seed)
+    times = TimeSampler(**asdict(config.times))
+    if isinstance(config.teacher, PretrainedConfig):
+        from train.pretrained import build_pair
+
+        pair = build_pair(config, stage, data_shape)
+        pair.student.train()
+        return FlowMapModule(pair.student, pair.teacher, objective, times, config, pair.export, pair.guidance)
+    if config.student.lora is not None or config.student.own_guidance:
+        key = "lora" if config.student.lora is not None else "own_guidance"
+        raise UserError(f"student.{key} is for students of teacher: {{pretrained: ...}}; leave it out")
     kind = "velocity" if stage == "pretrain" else "flow_map"
     network, args = config.student.network, dict(config.student.args)
     teacher = None if stage == "pretrain" else build_teacher(config, data_shape)
@@ -159,7 +170,6 @@ def build_module(config: Config, stage: str, data_shape: tuple[int, ...]) -> Flo
     export: dict[str, Any] = {"kind": kind, "network": network, "network_args": args}
     export |= {"interpolant": student.interpolant.name, "prediction": student.prediction}
     export |= {"data_shape": list(data_shape)}
-    times = TimeSampler(**asdict(config.times))
     if stage == "pretrain":
         times = times._replace(diagonal=1.0, endpoint=0.0)
     student.train()

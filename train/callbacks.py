@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 import fmtt
@@ -15,9 +16,10 @@ from fmtt import png
 from fmtt.errors import UserError
 from fmtt.evaluation.lookahead import Trajectory, lookahead_errors, reference
 from fmtt.tensor import take_cond
-from fmtt.types import Cond
+from fmtt.types import Cond, VelocityField
 from train.config import EvaluateConfig
 from train.module import FlowMapModule
+from train.strategy import cond_of_rank_zero, mesh_of, of_rank_zero
 
 EVALUATION_SEED = 12345
 SAMPLE_STEPS = (1, 2, 4)
@@ -27,7 +29,9 @@ class Evaluation(Callback):
     """Measures the averaged student every few steps, on rank 0.
 
     With a teacher: RMSE of the 1/2/4-step look-ahead and of the denoiser against the teacher's ODE at
-    t = 0, 0.2, 0.4 (logged as ``lookahead/map_1@0.2``). For images: a grid of 1/2/4-step samples.
+    t = 0, 0.2, 0.4 (logged as ``lookahead/map_1@0.2``). With teacher: self, against the ODE of the averaged
+    student's own diagonal, under names that begin with ``lookahead_own``: a map that agrees with a poor
+    velocity has small ones too. For images: a grid of 1/2/4-step samples.
     """
 
     TIMES = (0.0, 0.2, 0.4)
@@ -43,10 +47,12 @@ class Evaluation(Callback):
     ) -> None:
         step = trainer.global_step
         due = step % self.config.every_steps == 0 or step >= trainer.max_steps
-        # The other ranks wait where gradients next meet; nothing below may talk to them.
-        if due and step != self._last and trainer.is_global_zero:
+        # The other ranks wait where gradients next meet; nothing below may talk to them. Where every pass
+        # takes all ranks, all do the same.
+        together = mesh_of(trainer.strategy) is not None
+        if due and step != self._last and (together or trainer.is_global_zero):
             self._last = step
-            self._cond = self._cond or batch.cond
+            self._cond = self._cond or cond_of_rank_zero(trainer.strategy, batch.cond)
             self.evaluate(trainer, pl_module, step)
 
     @torch.no_grad()
@@ -57,25 +63,40 @@ class Evaluation(Callback):
         was_training = student.training
         student.eval()
         with module.ema.swapped_in(student):
-            if module.teacher is not None and self.config.num_samples > 0:
-                errors = lookahead_errors(
-                    student, self._reference(module), velocity=module.teacher.velocity, map_steps=SAMPLE_STEPS
-                )
-                for name, values in errors.rmse.items():
-                    metrics |= {f"lookahead/{name}@{t:g}": v for t, v in zip(errors.t, values, strict=True)}
+            if module.export["kind"] == "flow_map" and self.config.num_samples > 0:
+                metrics |= self._lookahead(module)
             if png.is_image(student.data_shape) and self.config.grid_samples > 0:
-                self._write_grid(module, step)
+                self._write_grid(module, step, write=trainer.is_global_zero)
         student.train(was_training)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step)
 
-    def _reference(self, module: FlowMapModule) -> Trajectory:
+    def _lookahead(self, module: FlowMapModule) -> dict[str, float]:
+        """RMSE by name; nothing while a student in training has a diagonal that cannot be integrated."""
+        own = module.teacher is None
+        velocity = module.student.velocity if module.teacher is None else module.teacher.velocity
+        try:
+            trajectory = self._reference(module, velocity)
+        except FloatingPointError as error:
+            if not own:
+                raise
+            rank_zero_warn(f"no look-ahead error at step {self._last}: {error}")
+            return {}
+        if own:
+            self._trajectory = None  # the student's velocity moves on
+        errors = lookahead_errors(module.student, trajectory, velocity=velocity, map_steps=SAMPLE_STEPS)
+        prefix = "lookahead_own" if own else "lookahead"
+        pairs = (
+            (n, t, v) for n, values in errors.rmse.items() for t, v in zip(errors.t, values, strict=True)
+        )
+        return {f"{prefix}/{name}@{t:g}": v for name, t, v in pairs}
+
+    def _reference(self, module: FlowMapModule, velocity: VelocityField) -> Trajectory:
         if self._trajectory is None:
-            assert module.teacher is not None
             generator = torch.Generator(module.device).manual_seed(EVALUATION_SEED)
             n, cond = self._conditions(self.config.num_samples)
             self._trajectory = reference(
-                module.teacher.velocity,
+                of_rank_zero(module.trainer.strategy, velocity),
                 n,
                 module.student.data_shape,
                 times=self.TIMES,
@@ -93,7 +114,7 @@ class Evaluation(Callback):
         n = min(wanted, len(next(iter(self._cond.values()))))
         return n, take_cond(self._cond, slice(0, n))
 
-    def _write_grid(self, module: FlowMapModule, step: int) -> None:
+    def _write_grid(self, module: FlowMapModule, step: int, *, write: bool) -> None:
         rows = []
         n, cond = self._conditions(self.config.grid_samples)
         step_counts = SAMPLE_STEPS if module.export["kind"] == "flow_map" else (16,)
@@ -101,6 +122,8 @@ class Evaluation(Callback):
             generator = torch.Generator(module.device).manual_seed(EVALUATION_SEED)
             options = {"cond": cond, "generator": generator, "device": module.device}
             rows.append(fmtt.sample(module.student, n, steps=steps, **options).cpu())
+        if not write:
+            return
         low, high = module.config.data.value_range
         rgb = png.to_rgb(torch.cat(rows), (low, high))
         try:
@@ -132,7 +155,24 @@ class PlainProgress(Callback):
         rate = (step - self._first) / max(now - self._start, 1e-9)
         left = (trainer.max_steps - step) / rate if rate > 0 else float("inf")
         loss = float(trainer.callback_metrics.get("loss", float("nan")))
-        print(
-            f"step {step}/{trainer.max_steps}  loss {loss:.5f}  {rate:.2f} steps/s  {left:.0f} s left",
-            flush=True,
-        )
+        parts = [f"step {step}/{trainer.max_steps}", f"loss {loss:.5f}", f"{rate:.2f} steps/s"]
+        shown = trainer.progress_bar_metrics  # what train.throughput puts on a bar
+        if "samples_per_s" in shown:
+            parts += [f"{shown['samples_per_s']:.0f} samples/s", f"{shown['data_wait']:.1%} waiting for data"]
+        print("  ".join([*parts, f"{left:.0f} s left"]), flush=True)
+
+
+class SyncHint(Callback):
+    """Says at the end how to upload what Weights & Biases logged offline."""
+
+    @rank_zero_only
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger) and logger.experiment.offline and done(trainer):
+                folders = Path(logger.experiment.settings.sync_dir).parent / "offline-run-*"
+                print(f"Weights & Biases was offline; to upload: wandb sync {folders}", flush=True)
+
+
+def done(trainer: Trainer) -> bool:
+    """Whether the run is at its end, not interrupted."""
+    return trainer.global_step >= trainer.max_steps

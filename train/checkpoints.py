@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from fmtt.errors import UserError
 from fmtt.files import atomic_write, write_json
+from train import sharded_checkpoint
 from train.metrics import MetricsCsv
 from train.preemption import StopRequest
 
@@ -24,7 +25,7 @@ _NAME = re.compile(r"step-(\d{8})\.ckpt")
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """(step, file) of every finished checkpoint in ``folder``, oldest first."""
+    """(step, path) of every finished checkpoint in ``folder``, oldest first: files, or folders of pieces."""
     found = []
     for path in folder.glob("step-*.ckpt"):
         match = _NAME.fullmatch(path.name)
@@ -34,18 +35,21 @@ def checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def check(path: Path) -> None:
-    """Read all of a checkpoint and compare it with the checksums inside (a CRC-32 for each tensor).
+    """Read all of a checkpoint and compare it with the checksums inside (a CRC-32 for each tensor or file).
 
     torch.load skips that: a flipped bit would become a slightly wrong weight.
 
     Raises:
-        ValueError, OSError, zipfile.BadZipFile: for a file that is damaged or no training checkpoint.
+        ValueError, OSError, zipfile.BadZipFile: for one that is damaged or no training checkpoint.
     """
+    if path.is_dir():
+        sharded_checkpoint.check(path)
+        return _complete(sharded_checkpoint.rest(path))
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
     if damaged is not None:
         raise ValueError(f"the checksum of {damaged} is wrong")
-    _load(path, mmap=True)
+    _complete(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -54,12 +58,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return _load(path)
 
 
-def _load(path: Path, **options: Any) -> dict[str, Any]:
-    content = torch.load(path, map_location="cpu", weights_only=True, **options)
+def _load(path: Path, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    if path.is_dir():
+        return sharded_checkpoint.load(path, without=without)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _complete(content: dict[str, Any]) -> None:
     missing = {"state_dict", "ema", "export"} - content.keys()
     if missing:
         raise ValueError(f"it has no {sorted(missing)[0]}")
-    return content
 
 
 def newest_checkpoint(folder: Path) -> tuple[int, Path] | None:
@@ -76,15 +84,16 @@ def newest_checkpoint(folder: Path) -> tuple[int, Path] | None:
 
 
 def final_checkpoint(run_dir: Path) -> tuple[int, dict[str, Any]]:
-    """(step, content) of the newest checkpoint of a run.
+    """(step, content) of the newest checkpoint of a run, from pieces without the optimizer's states.
 
     Raises:
         UserError: when the folder holds none.
     """
-    found = newest_checkpoint(run_dir / "checkpoints")
+    # Path.glob raises for a name that is too long.
+    found = newest_checkpoint(run_dir / "checkpoints") if os.path.isdir(run_dir) else None
     if found is None:
         raise UserError(f"{run_dir} holds no readable checkpoint: give the run_dir of a training run")
-    return found[0], _load(found[1])
+    return found[0], _load(found[1], ("optimizer_states",))
 
 
 class Best(NamedTuple):
@@ -113,6 +122,8 @@ class WholeCheckpoints(TorchCheckpointIO):
         try:
             with atomic_write(path) as temporary:
                 torch.save(checkpoint, temporary)
+                if Path(path).is_dir():
+                    sharded_checkpoint.remove(Path(path))
         except (UserError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
             rank_zero_warn(f"{str(error).splitlines()[0]}; going on without the checkpoint {path}")
             return
@@ -122,6 +133,9 @@ class WholeCheckpoints(TorchCheckpointIO):
                 os.fsync(folder)  # the new name reaches the disk before older checkpoints go
             finally:
                 os.close(folder)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return _load(Path(path))
 
 
 class Checkpoints(Callback):
@@ -155,6 +169,7 @@ class Checkpoints(Callback):
                 f"the processes disagree on the newest checkpoint in {self.folder} (this one read step "
                 f"{self._step}): the file system shows new files late; start again in a minute"
             )
+        _count_passes(trainer)
         if trainer.is_global_zero:
             best = best_checkpoint(self.folder)
             if best is not None and best.metric == self.metric and best.step <= self._step:
@@ -216,6 +231,13 @@ class Checkpoints(Callback):
         for old in found[: -self.keep]:
             if old != best:
                 try:
-                    old.unlink(missing_ok=True)
+                    sharded_checkpoint.remove(old)
                 except OSError as error:
                     rank_zero_warn(f"cannot delete {old}: {error.strerror}")
+
+
+def _count_passes(trainer: Trainer) -> None:
+    """Begin with a whole optimizer step where a run goes on with another ``trainer.accumulate``: Lightning
+    steps when the number of passes so far is a multiple of it."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress.current
+    progress.increment_by(-progress.ready % trainer.accumulate_grad_batches)

@@ -17,6 +17,9 @@ from fmtt.models.checkpoint import load, save
 from train.build import build_network
 from train.checkpoints import final_checkpoint
 from train.config import NetworkConfig, ObjectiveConfig
+from train.export_pretrained import write_export
+from train.pretrained import is_pretrained, rebuild_student
+from train.throughput import PREFIX
 
 CARD = """# {title}
 
@@ -41,15 +44,17 @@ Load it with `fmtt.load("{folder}")`.
 
 def rebuild(content: dict[str, Any], half_life: str | None = None) -> NeuralFlowMap:
     """The student of a checkpoint, carrying its averaged weights."""
-    about = content["export"]
+    about, averages = content["export"], content["ema"]
+    average = averages[half_life or next(iter(averages))]
+    prefix = "student."
+    weights = {k[len(prefix) :]: v for k, v in content["state_dict"].items() if k.startswith(prefix)}
+    if is_pretrained(about):
+        return rebuild_student(content, weights | average)
     student = build_network(
         NetworkConfig(about["network"], about["network_args"], about["interpolant"], about["prediction"]),
         tuple(about["data_shape"]),
     )
-    prefix = "student."
-    weights = {k[len(prefix) :]: v for k, v in content["state_dict"].items() if k.startswith(prefix)}
-    averages = content["ema"]
-    student.load_state_dict(weights | averages[half_life or next(iter(averages))])
+    student.load_state_dict(weights | average)
     return student.eval()
 
 
@@ -65,8 +70,13 @@ def last_metrics(run_dir: Path) -> dict[str, float]:
     return {k: v for k, v in latest.items() if math.isfinite(v)}  # JSON has no nan
 
 
-def export_run(run_dir: str | Path, out_dir: str | Path) -> Path:
+def export_run(
+    run_dir: str | Path, out_dir: str | Path, *, merged: bool = False, pipeline: bool = False
+) -> Path:
     """Write the final averaged weights of ``run_dir`` as an export and check it against them.
+
+    Args:
+        merged, pipeline: for students of a text-to-image pipeline; see train.export_pretrained.
 
     Raises:
         UserError: when the run holds no checkpoint, or the export does not reproduce the student.
@@ -76,6 +86,10 @@ def export_run(run_dir: str | Path, out_dir: str | Path) -> Path:
     student = rebuild(content)
     config = read_config(run_dir / "config.yaml")
     about, metrics = content["export"], last_metrics(run_dir)
+    metrics = {name: value for name, value in metrics.items() if not name.startswith(PREFIX)}
+    if (merged or pipeline) and not is_pretrained(about):
+        option = "--merge" if merged else "--diffusers"
+        raise UserError(f"{option} is for students of teacher: {{pretrained: ...}}; leave it out")
     half_life = next(iter(content["ema"]))
     trained = {
         "steps": step,
@@ -86,7 +100,7 @@ def export_run(run_dir: str | Path, out_dir: str | Path) -> Path:
         "times": config["times"],
         "optimizer": config["optimizer"],
         "data": Path(str(config["data"]["source"])).name,
-        "teacher": Path(str(config["teacher"])).name,
+        "teacher": teacher_name(config["teacher"]),
         "ema_half_life": float(half_life),
         "value_range": config["data"]["value_range"],
     }
@@ -109,6 +123,10 @@ def export_run(run_dir: str | Path, out_dir: str | Path) -> Path:
         metrics=_metrics_table(metrics),
         folder=out_dir.name,
     )
+    if is_pretrained(about):
+        told: dict[str, Any] = {"card": card, "trained": trained, "metrics": metrics}
+        write_export(student, out_dir, about, merged=merged, pipeline=pipeline, **told)
+        return out_dir
     save(
         student,
         out_dir,
@@ -121,6 +139,12 @@ def export_run(run_dir: str | Path, out_dir: str | Path) -> Path:
     )
     check_export(student, out_dir)
     return out_dir
+
+
+def teacher_name(teacher: Any) -> str:
+    """What an export calls the teacher of a run's configuration."""
+    where = teacher["pretrained"] if isinstance(teacher, dict) else str(teacher)
+    return Path(where).name if Path(where).exists() or not isinstance(teacher, dict) else where
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from lightning import LightningModule
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from data.batch import Batch
 from data.counter import random_bits
@@ -18,6 +21,7 @@ from train.ema import Ema
 from train.losses import FlowMapLoss
 from train.losses.base import Times, sample_path
 from train.optimizer import MuonWithAdamW, learning_rate_factor, split_parameters
+from train.strategy import is_sharded, mesh_of, shard
 from train.tangents import Differentiated
 from train.teacher import Guidance, SelfTeacher, Teacher
 from train.times import TimeSampler
@@ -84,10 +88,34 @@ class FlowMapModule(LightningModule):
         return self.own.velocity if self.teacher is None else self.guidance.guided(self.teacher.velocity)
 
     def setup(self, stage: str) -> None:
-        self.ema.to(self.device)
+        if mesh_of(self.trainer.strategy) is None:  # else they are cut first: whole they may not fit
+            self.ema.to(self.device)
+            self._move_teachers()
+
+    def _move_teachers(self) -> None:
         for part in (self.teacher, self.guidance.weak):
             if isinstance(part, NeuralFlowMap):
                 part.to(self.device)
+
+    def configure_model(self) -> None:
+        """Cut student, teachers, averages and a learned weighting into pieces, where the strategy does so."""
+        mesh = mesh_of(self.trainer.strategy)
+        if mesh is None or is_sharded(self.student):
+            return
+        half_lives, target = self.ema.half_lives, self.config.ema.target_half_life
+        average = copy.deepcopy(self.student).requires_grad_(False) if target else None
+        shard(self.student, mesh, (self.teacher, self.guidance.weak))
+        self._move_teachers()  # what of them is no weight
+        self.ema = Ema(self.student, half_lives)
+        if average is not None:
+            shard(average, mesh)
+            # A pass puts together a network's own pieces: so they are the average's.
+            weights = dict(average.named_parameters())
+            own = self.ema.averages[half_lives.index(target)]
+            own.update({name: weights[name].detach() for name in own})
+            self._own = SelfTeacher(average)
+        if self.weighting.learned is not None:
+            fully_shard(self.weighting, mesh=mesh)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Refuse labels that the student cannot take, which would fail deep inside the network."""
@@ -153,6 +181,7 @@ class FlowMapModule(LightningModule):
         parameters = [p for p in self.student.parameters() if p.grad is not None]
         clip = self.config.optimizer.clip
         norm = torch.nn.utils.clip_grad_norm_(parameters, clip if clip > 0 else float("inf"))
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         # In float16 the loss scaler expects overflows and skips their steps.
         if self.trainer.precision != "16-mixed" and not bool(torch.isfinite(norm)):
             message = f"the gradient is not finite at step {self.global_step}; {REMEDY}"

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -31,6 +32,29 @@ def orthogonalise(matrices: Tensor, dtype: torch.dtype) -> Tensor:
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
     return (x.mT if tall else x).to(matrices.dtype)
+
+
+def orthogonalise_pieces(matrices: list[DTensor], dtype: torch.dtype) -> list[DTensor]:
+    """:func:`orthogonalise` for matrices in pieces, along their first dimension.
+
+    They are dealt out whole to the processes, each of which does its share, and cut up again.
+    """
+    mesh, shape = matrices[0].device_mesh, (len(matrices), *matrices[0].shape)
+    *others, _ = matrices[0].placements
+    rows, whole = [*others, Shard(1)], [*others, Shard(0)]
+    strides = (shape[1] * shape[2], shape[2], 1)
+
+    def as_one(pieces: Tensor, placements: list[Any]) -> DTensor:
+        return DTensor.from_local(
+            pieces, mesh, placements, run_check=False, shape=torch.Size(shape), stride=strides
+        )
+
+    mine = as_one(torch.stack([m.to_local() for m in matrices]), rows).redistribute(placements=whole)
+    done = as_one(orthogonalise(mine.to_local(), dtype), whole).redistribute(placements=rows)
+    return [
+        DTensor.from_local(piece, mesh, m.placements, run_check=False, shape=m.shape, stride=m.stride())
+        for piece, m in zip(done.to_local(), matrices, strict=True)
+    ]
 
 
 class Muon(Optimizer):
@@ -69,5 +93,9 @@ class Muon(Optimizer):
             directions.append(p.grad.lerp(momentum, MOMENTUM))
         scale = 0.2 * max(parameters[0].shape) ** 0.5
         dtype = torch.float32 if parameters[0].device.type == "cpu" else torch.bfloat16
-        for p, direction in zip(parameters, orthogonalise(torch.stack(directions), dtype), strict=True):
+        if isinstance(directions[0], DTensor):
+            steps = orthogonalise_pieces(directions, dtype)
+        else:
+            steps = orthogonalise(torch.stack(directions), dtype)
+        for p, direction in zip(parameters, steps, strict=True):
             p.mul_(1 - lr * weight_decay).add_(direction, alpha=-lr * scale)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import shutil
 import signal
 import sys
 import warnings
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -14,6 +17,7 @@ from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
@@ -22,20 +26,25 @@ from data.module import DataModule
 from fmtt.errors import UserError
 from fmtt.files import atomic_write, write_json
 from train.build import build_module, choose
-from train.callbacks import Evaluation, PlainProgress
+from train.callbacks import Evaluation, PlainProgress, SyncHint
 from train.checkpoints import Checkpoints, WholeCheckpoints, newest_checkpoint
+from train.compiled import compile_networks
 from train.config import Config, to_yaml
 from train.export import last_metrics, read_config
 from train.metrics import MetricsCsv
 from train.preemption import StopRequest, listening, requeue, signals_held
+from train.principal import fit_principal
 from train.run_lock import run_lock
+from train.strategy import FSDP, HSDP, ShardedStrategy
+from train.throughput import Throughput
 
 RESUME_FIXED = (
-    *("seed", "batch_size", "teacher", "student", "objective", "guidance", "times", "optimizer", "ema"),
-    "weighting",
-    *("data.source", "data.sources", "trainer.accumulate"),
+    *("seed", "teacher", "student", "objective", "guidance", "times", "optimizer", "ema", "weighting"),
+    *("data.source", "data.sources"),
 )
 """Keys that a run cannot change when it continues."""
+GLOBAL_BATCH = ("batch_size", "trainer.accumulate", "trainer.devices", "trainer.num_nodes")
+"""Keys whose product it cannot change: the samples of an optimizer step."""
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 
@@ -103,10 +112,33 @@ def check_same_run(config: Config, run_dir: Path) -> None:
         for key in keys:
             old, new = OmegaConf.select(saved, key), OmegaConf.select(now, key)
             if old != new:
-                raise UserError(
-                    f"{key} is {new}, but the run in {run_dir} was started with {old}: "
-                    "set it back, or give another run_dir to start afresh"
-                )
+                raise UserError(_another_run(f"{key} is {new}", run_dir, str(old)))
+    old, new = (math.prod(OmegaConf.select(c, key) for key in GLOBAL_BATCH) for c in (saved, now))
+    if old != new:
+        raise UserError(_another_run(f"{' x '.join(GLOBAL_BATCH)} is {new}", run_dir, str(old)))
+
+
+def _another_run(what: str, run_dir: Path, old: str) -> str:
+    return (
+        f"{what}, but the run in {run_dir} was started with {old}: "
+        "set it back, or give another run_dir to start afresh"
+    )
+
+
+def build_strategy(config: Config) -> str | ShardedStrategy:
+    """``trainer.strategy``: a name that Lightning knows, or the strategy of this project by that name.
+
+    Raises:
+        UserError: for a precision that sharded training has not.
+    """
+    c = config.trainer
+    if c.strategy not in (FSDP, HSDP):
+        return c.strategy
+    if precision(config) == "16-mixed":
+        raise UserError(
+            f"trainer.precision: 16-mixed does not go with trainer.strategy={c.strategy}: use bf16-mixed"
+        )
+    return ShardedStrategy(c.devices * c.num_nodes, by_node=c.strategy == HSDP)
 
 
 def build_trainer(config: Config, run_dir: Path, checkpoints: Checkpoints) -> Trainer:
@@ -117,6 +149,7 @@ def build_trainer(config: Config, run_dir: Path, checkpoints: Checkpoints) -> Tr
     """
     terminal, number_format = sys.stdout.isatty(), precision(config)
     progress: Callback = RichProgressBar() if terminal else PlainProgress()
+    evaluation = Evaluation(run_dir / "samples", config.evaluate)
     try:
         trainer = Trainer(
             max_steps=config.max_steps,
@@ -124,12 +157,12 @@ def build_trainer(config: Config, run_dir: Path, checkpoints: Checkpoints) -> Tr
             accelerator=config.trainer.accelerator,
             devices=config.trainer.devices,
             num_nodes=config.trainer.num_nodes,
-            strategy=config.trainer.strategy,
+            strategy=build_strategy(config),
             precision=number_format,  # pyright: ignore[reportArgumentType]
             accumulate_grad_batches=config.trainer.accumulate,
             log_every_n_steps=config.log.every_steps,
             logger=False,
-            callbacks=[checkpoints, Evaluation(run_dir / "samples", config.evaluate), progress],
+            callbacks=[Throughput(config.log.every_steps), checkpoints, evaluation, progress, SyncHint()],
             plugins=[WholeCheckpoints()],
             enable_checkpointing=False,
             enable_model_summary=False,
@@ -142,6 +175,8 @@ def build_trainer(config: Config, run_dir: Path, checkpoints: Checkpoints) -> Tr
     # Lightning's handlers talk to the other ranks, and under SLURM save and requeue, from inside the signal:
     # with several processes that hangs. train.preemption answers the same signals.
     trainer._signal_connector.register_signal_handlers = lambda: None
+    if isinstance(trainer.strategy, (DDPStrategy, ModelParallelStrategy)):
+        trainer.strategy._timeout = timedelta(seconds=config.trainer.timeout)
     return trainer
 
 
@@ -163,8 +198,9 @@ def _train(config: Config, stage: str, request: StopRequest) -> Path:
     run_dir = Path(config.run_dir)
     quiet_lightning()
     d = config.data
+    sources = [Source(s.source, s.weight) for s in d.sources] or d.source
     data = DataModule(
-        [Source(s.source, s.weight) for s in d.sources] or d.source,
+        sources,
         config.batch_size,
         seed=config.seed,
         accumulate=config.trainer.accumulate,
@@ -173,6 +209,8 @@ def _train(config: Config, stage: str, request: StopRequest) -> Path:
         tries=d.tries,
     )
     module = build_module(config, stage, data.data_shape)
+    if config.trainer.compile:
+        compile_networks(module, config)
     c = config.checkpoint
     checkpoints = Checkpoints(run_dir / "checkpoints", c.every_steps, c.keep, c.best, request)
     trainer = build_trainer(config, run_dir, checkpoints)
@@ -186,6 +224,8 @@ def _train(config: Config, stage: str, request: StopRequest) -> Path:
                 write_summary(run_dir, found[0])
                 return run_dir
             say(f"{run_dir}: continuing from step {found[0]}")
+        else:
+            fit_principal(module.student, sources, seed=config.seed)
         write_config(config, run_dir)
         trainer.loggers = loggers(config, run_dir, found[0] if found else 0)
         try:
@@ -215,7 +255,10 @@ def delete_unfinished(run_dir: Path) -> None:
     """Delete the files that a kill left half-written; who holds the lock may."""
     for folder in (run_dir, run_dir / "checkpoints", run_dir / "samples"):
         for temporary in folder.glob(".*.tmp"):
-            temporary.unlink(missing_ok=True)
+            if temporary.is_dir():
+                shutil.rmtree(temporary, ignore_errors=True)
+            else:
+                temporary.unlink(missing_ok=True)
 
 
 @rank_zero_only
@@ -241,3 +284,5 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", ".*is_leaf.*", FutureWarning)
+    # Nothing here changes a block's output in place.
+    warnings.filterwarnings("ignore", ".*FSDP2-wrapped module .* returned a view tensor.*")

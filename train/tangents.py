@@ -15,6 +15,7 @@ from fmtt.types import Cond, FlowMap, VelocityField
 from train.check_derivative import Agreement, check, measure
 from train.derivative_reference import Inputs
 from train.losses.base import FlowMapLoss, LossOutput, PathSample, Times
+from train.strategy import is_sharded
 from train.weighting import Ramp
 
 CHECKED_SAMPLES = 4
@@ -50,11 +51,17 @@ class Differentiated:
         times: Times,
         cond: Cond | None = None,
     ) -> LossOutput:
+        first = self.derivative is None
         if self.derivative is None:
             self.derivative = self.start(few(Inputs(student, teacher, path, times, cond)))
         norms = TangentNorms()
         with using(self.derivative, norms, share=self.ramp.at(self.step())):
             out = self.objective(student, teacher, path, times, cond)
+        if first and norms.parts and is_sharded(student):
+            remedy = "a run of one step with trainer.strategy=auto checks it"
+            rank_zero_warn(
+                f"derivative: {self.derivative.name} is not checked: the student is in pieces; {remedy}"
+            )
         return LossOutput(out.per_sample, {**out.logs, **self._agreement_logs(), **norms.logs()})
 
     def start(self, inputs: Inputs) -> Derivative:
@@ -65,6 +72,8 @@ class Differentiated:
         """
         chosen = BACKENDS["jvp" if self.name == "auto" else self.name]
         student = inputs.student
+        if is_sharded(student):  # of which there is no copy in float64
+            return chosen
         if isinstance(student, nn.Module) and sum(p.numel() for p in student.parameters()) > LARGEST:
             rank_zero_warn(f"derivative: {chosen.name} is not checked: the student is too large for it")
             return chosen

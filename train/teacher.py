@@ -26,6 +26,8 @@ from train.losses.base import PathSample, Times
 SELF, ORACLE = "self", "oracle:"
 """What ``teacher`` begins with where it is no export."""
 METHODS = ("cfg", "autoguidance")
+OWN = "own"
+"""The teacher takes the drawn scale from ``cond`` itself, as text-to-image models do."""
 SCALE = "guidance_scale"
 
 
@@ -104,7 +106,7 @@ class Guidance(NamedTuple):
     """What a run's guidance does to conditions and velocities.
 
     Args:
-        method: empty, ``cfg`` or ``autoguidance``.
+        method: empty, ``cfg``, ``autoguidance`` or OWN.
         weak: autoguidance's weak model.
         scale: (low, high) of w. interval: times at which it acts.
         dropout: share of samples that get the null label and w = 1.
@@ -151,7 +153,7 @@ class Guidance(NamedTuple):
 
     def guided(self, velocity: VelocityField) -> VelocityField:
         """b_weak + w (b - b_weak), with w from ``cond``, which neither model is told."""
-        if not self.method:
+        if self.method in ("", OWN):
             return velocity
         weak = self.unconditional(velocity) if self.weak is None else self.weak.velocity
 

@@ -70,8 +70,9 @@ def test_verify_lists_every_problem(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "required: write|verify"),
-        (["encode", "x"], "invalid choice: 'encode'"),
+        ([], "required: write|encode|verify"),
+        (["enlarge", "x"], "invalid choice: 'enlarge'"),
+        (["encode", "x"], "required: --model, --out"),
         (["write"], "required: set, --out, --num-samples"),
         (["write", "clock", "--out", "OUT", "--num-samples", "4x"], "invalid int value: '4x'"),
         (["write", "clock", "--out", "OUT", "--num", "4"], "required: --num-samples"),

@@ -26,7 +26,7 @@ class Recording(FlowMapModule):
         chosen = OBJECTIVES[("lmd", "lsd")[self.global_step % 2]]
 
         def objective(student: Any, teacher: Any, path: Any, times: Any, cond: Any) -> Any:
-            seen.append({"path": tuple(path), "times": tuple(times)})
+            seen.append({"path": tuple(path), "times": tuple(times), "cond": dict(cond or {})})
             return chosen(student, teacher, path, times, cond)
 
         self.objective = objective
