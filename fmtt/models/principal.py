@@ -27,7 +27,8 @@ class PrincipalEmbedding(nn.Module):
         if not 1 <= rank <= width:
             raise ValueError(f"principal must lie between 1 and the {width} entries of a sample, got {rank}")
         self.tokens, self.dim = tokens, dim
-        self.register_buffer("basis", torch.zeros(rank, width))
+        # Half the digits are enough for a fixed projection, and it is a fifth of a small network's size.
+        self.register_buffer("basis", torch.zeros(rank, width, dtype=torch.float16))
         self.linear = nn.Linear(rank, tokens * dim)
 
     @property

@@ -24,15 +24,16 @@ def test_it_sees_the_data_and_nothing_else() -> None:
     x = samples()
     layer.fit(x)
     assert layer.fitted
-    torch.testing.assert_close(layer.basis @ layer.basis.T, torch.eye(RANK), atol=1e-5, rtol=0)
+    basis = layer.basis.float()
+    torch.testing.assert_close(basis @ basis.T, torch.eye(RANK), atol=1e-3, rtol=0)
     centred = (x - x.mean(0)).flatten(1)
-    torch.testing.assert_close(centred @ layer.basis.T @ layer.basis, centred, atol=2e-2, rtol=0)
-    variance = (centred @ layer.basis.T).var(0)
+    torch.testing.assert_close(centred @ basis.T @ basis, centred, atol=2e-2, rtol=0)
+    variance = (centred @ basis.T).var(0)
     assert variance.tolist() == sorted(variance.tolist(), reverse=True)
     noise = torch.randn(1, WIDTH)
-    outside = (noise - noise @ layer.basis.T @ layer.basis).reshape(1, 3, 2, 2)
+    outside = (noise - noise @ basis.T @ basis).reshape(1, 3, 2, 2)
     assert layer(x[:5]).shape == (5, 4, 8)
-    torch.testing.assert_close(layer(x[:5] + 10 * outside), layer(x[:5]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(layer(x[:5] + 10 * outside), layer(x[:5]), atol=2e-2, rtol=0)
 
 
 def test_few_samples_give_the_components_that_they_span() -> None:
@@ -40,7 +41,7 @@ def test_few_samples_give_the_components_that_they_span() -> None:
     layer.fit(x)
     _, _, right = torch.linalg.svd((x - x.mean(0)).flatten(1).double(), full_matrices=False)
     expected = right[:RANK].float()
-    assert torch.allclose((layer.basis @ expected.T).abs(), torch.eye(RANK), atol=1e-5)
+    assert torch.allclose((layer.basis.float() @ expected.T).abs(), torch.eye(RANK), atol=2e-3)
 
 
 @pytest.mark.parametrize("rank", [0, WIDTH + 1])

@@ -34,7 +34,7 @@ MISTAKES = [
         "error: trainer.precision: '32' is not one of auto",
     ),
     ("pretrain CONFIG RUN trainer.strategy=dpp", "trainer: "),
-    ("pretrain CONFIG RUN trainer.strategy=fsdp", "trainer: "),
+    ("pretrain CONFIG RUN trainer.strategy=fsdp trainer.compile=true", "trainer.compile works with"),
     ("pretrain CONFIG RUN trainer.accelerator=abacus", "trainer: "),
     ("pretrain CONFIG RUN trainer.accelerator=tpu", "trainer: "),
     ("pretrain CONFIG run_dir=FILE/run", "cannot write"),

@@ -33,14 +33,14 @@ def basis(run: Path, export: Path) -> torch.Tensor:
     assert main(["export", str(run), str(export)]) == 0
     layer = load(export).network.get_submodule("embed")
     assert isinstance(layer, PrincipalEmbedding)
-    return layer.basis
+    return layer.basis.float()
 
 
 def test_a_velocity_model_finds_them_and_its_student_keeps_them(clock_yaml: Path, tmp_path: Path) -> None:
     run = [f"run_dir={tmp_path / 'run'}", "evaluate.every_steps=100"]
     assert main(["pretrain", str(clock_yaml), *run, "max_steps=2"]) == 0
     found = basis(tmp_path / "run", tmp_path / "teacher")
-    assert torch.allclose(found @ found.T, torch.eye(RANK), atol=1e-5)
+    assert torch.allclose(found @ found.T, torch.eye(RANK), atol=1e-3)
     assert main(["pretrain", str(clock_yaml), *run, "max_steps=4"]) == 0
     assert torch.equal(basis(tmp_path / "run", tmp_path / "continued"), found)
     student = [f"run_dir={tmp_path / 'map'}", "evaluate.every_steps=100", f"teacher={tmp_path / 'teacher'}"]
