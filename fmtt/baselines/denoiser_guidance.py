@@ -80,18 +80,15 @@ def denoiser_guidance(
             pulls = guides and 0 < k < plan.num_steps - 1
             now = dynamics.evaluate(problem, x, t, Needs(velocity=True, gradient=pulls))
             kernel = dynamics.kernel("sde", flow_map.interpolant, x, now, t, t_next, eps)
-            moved = kernel.mean
             if now.gradient is not None:
                 if step_size == "posterior":
                     c = flow_map.interpolant.coefficients(t, x)
                     shift = (t_next - t) * (c.wronskian * c.alpha / c.beta + eps) * now.gradient
                 else:
                     shift = unit(now.gradient) * length(kernel.mean - x)
-                moved = moved + guidance * shift
-            if eps > 0:
-                draw = smc.normal(tuple(x.shape), generator, x.device, x.dtype)
-                moved = moved + kernel.variance**0.5 * draw
-            x = moved
+                kernel = kernel._replace(mean=kernel.mean + guidance * shift)
+            draw = smc.normal(tuple(x.shape), generator, x.device, x.dtype) if eps > 0 else None
+            x, _ = dynamics.guided(kernel, None, draw)
         rewards = parts.final_rewards(problem, x, start.cond)
     return parts.unweighted(start, x, rewards, NO_LAW)
 
