@@ -36,9 +36,3 @@ def test_a_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) ->
     capsys.readouterr()
     digits.benchmark(tmp_path, size)
     assert capsys.readouterr().out.count("done earlier") == 3
-
-
-def test_behind_means_beyond_chance_unless_strictly() -> None:
-    assert digits.behind([1.1, 0.1], [1.0, 0.0], strictly=True)
-    assert not digits.behind([1.05, 0.1], [1.0, 0.0], strictly=False)
-    assert digits.behind([1.2, 0.1], [1.0, 0.1], strictly=False)
