@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import train.build
-from train import sharded_checkpoint
+from tests.train.kill_program import kill_in_second_save
 from train.__main__ import main
 from train.losses import OBJECTIVES
 from train.module import FlowMapModule
@@ -82,31 +82,6 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if own is None else own()
 
 
-def die_in_second_save(moment: str) -> None:
-    save, replace, saves = torch.save, os.replace, 0
-
-    def die() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def saving(content: Any, path: Path) -> None:
-        nonlocal saves
-        saves += 1
-        save(content, path)
-        if saves == 2 and moment == "half-written":
-            os.truncate(path, os.path.getsize(path) // 2)
-            die()
-
-    def replacing(source: Path, target: Path) -> None:
-        last = saves == 2 and str(target).endswith(".ckpt")
-        if last and moment == "before the rename":
-            die()
-        replace(source, target)
-        if last and moment == "after the rename":
-            die()
-
-    sharded_checkpoint.torch.save, sharded_checkpoint.os.replace = saving, replacing
-
-
 def child(config: str, run: dict[str, Any], rank: int, port: int) -> int:
     process = os.fork()
     if process:
@@ -122,7 +97,7 @@ def child(config: str, run: dict[str, Any], rank: int, port: int) -> int:
         os.dup2(2, 1)
         train.build.FlowMapModule = recording(run)  # type: ignore[misc]
         if isinstance(run.get("death"), str) and rank == 0:
-            die_in_second_save(run["death"])
+            kill_in_second_save(run["death"])
         status = main([run.get("stage", "distill"), config, *settings])
     except BaseException:
         traceback.print_exc()
