@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -106,8 +107,10 @@ def _encoding(args: argparse.Namespace) -> Encoding:
     for key in ("batch_size", "shard_size", "steps"):
         if getattr(args, key) < 1:
             raise UserError(f"--{key.replace('_', '-')} must be at least 1, got {getattr(args, key)}")
-    if not args.shift > 0:
-        raise UserError(f"--shift must be greater than 0, got {args.shift}")
+    if not 0 < args.shift < math.inf:
+        raise UserError(f"--shift must be finite and greater than 0, got {args.shift}")
+    if args.guidance_scale is not None and not 0 <= args.guidance_scale < math.inf:
+        raise UserError(f"--guidance-scale must be finite and at least 0, got {args.guidance_scale}")
     if not 0 <= args.max_bad_fraction < 1:
         raise UserError(f"--max-bad-fraction must lie in [0, 1), got {args.max_bad_fraction}")
     if args.dtype not in DTYPES:

@@ -42,10 +42,12 @@ FMTT = {
     "evaluate": ["EXPORT", "--out", "out"],
     "certify": ["EXPORT", "--out", "out"],
     "compare": ["EXPORT", "--reward", "brightness", "--out", "out"],
+    "prompts": ["EXPORT", "prompts.jsonl", "--method", "sample", "--out", "out"],
 }
 DATA = {
     "write": ["mixture", "--out", "out", "--num-samples", "8"],
     "verify": ["set"],
+    "encode": ["--captions", "file.txt", "--model", "EXPORT", "--out", "out"],
 }
 NO_NUMBER = ["x", "nan", "inf", "-1", "", "1e999", "0x1", "[1]", "--", "1.5.2"]
 REWARDS = [
@@ -95,6 +97,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         == 0
     )
     Path("file.txt").write_text("words\n")
+    Path("prompts.jsonl").write_text('{"tag": "one", "include": [], "prompt": "a cat"}\n')
     yield path
     os.chdir(before)
 
@@ -187,7 +190,8 @@ def test_fmtt_with_a_reward_that_is_none(name, reward):
 
 @FUZZ
 @given(
-    st.sampled_from(["sample", "tilt", "search"]), st.sampled_from(["file.txt", "file.txt/out", "x" * 5000])
+    st.sampled_from(["sample", "tilt", "search", "prompts"]),
+    st.sampled_from(["file.txt", "file.txt/out", "x" * 5000]),
 )
 def test_fmtt_where_it_cannot_write(name, out):
     refused(fmtt_main, [name, *FMTT[name][:-1], out], "--out", out)
@@ -246,7 +250,19 @@ def test_fmtt_with_damaged_weights(data):
 @FUZZ
 @given(st.sampled_from(sorted(DATA)), st.sampled_from(NO_NUMBER), st.data())
 def test_data_with_a_number_that_is_none(name, text, data):
-    flags = {"write": ["--num-samples", "--shard-size", "--seed", "--processes"]}
+    flags = {
+        "write": ["--num-samples", "--shard-size", "--seed", "--processes"],
+        "encode": [
+            "--batch-size",
+            "--shard-size",
+            "--height",
+            "--steps",
+            "--shift",
+            "--guidance-scale",
+            "--part",
+            "--parts",
+        ],
+    }
     flag = data.draw(st.sampled_from(flags.get(name, ["--processes", "--timeout", "--tries"])))
     assume((flag, text) != ("--seed", "-1"))  # any whole number is a seed
     refused(data_main, [name, *DATA[name], flag, text], flag, flag.strip("-"))

@@ -30,6 +30,7 @@ FIXED = (
     *("keep", "rounds", "height", "width", "guidance_scale", "seed"),
 )
 """What must not change between runs that share a folder."""
+SETTINGS = "settings.json"
 COSTS = ("forwards", "backwards", "reward_calls", "decodes")
 
 
@@ -92,6 +93,7 @@ def _make_all(args: Namespace, whole: Suite, suite: Suite, todo: Sequence[Item])
     context["prompt"] = [item.prompt for item in whole.items]
     reward = build(args.reward, **context) if args.reward else None
     judge = build(args.judge, **context) if args.judge else None
+    write_json(args.out / SETTINGS, _settings(args))  # not before model and rewards are known to load
     places = {item.index: k for k, item in enumerate(whole.items)}
     with Progress("making images", len(suite.items)) as bar:
         bar.advance(len(suite.items) - len(todo))
@@ -168,16 +170,18 @@ def _means(records: Sequence[dict[str, Any]], num_images: int) -> dict[str, floa
     return found
 
 
+def _settings(args: Namespace) -> dict[str, Any]:
+    return {key: plain(getattr(args, key)) for key in FIXED}
+
+
 def _same_folder(args: Namespace) -> None:
     """Refuse a folder that holds other images.
 
     Raises:
         UserError: naming the argument that differs.
     """
-    path = args.out / "settings.json"
-    wanted = {key: plain(getattr(args, key)) for key in FIXED}
+    path, wanted = args.out / SETTINGS, _settings(args)
     if not path.is_file():
-        write_json(path, wanted)
         return
     try:
         stored = json.loads(path.read_text())

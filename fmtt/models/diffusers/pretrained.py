@@ -45,6 +45,8 @@ def family_of(transformer_class: str, where: str) -> type[LatentTransformer]:
     for family in FAMILIES.values():
         if family.names.transformer == transformer_class:
             return family
+    if transformer_class == "None":
+        raise UserError(f"{where} is no text-to-image pipeline: its transformer has no class name")
     known = ", ".join(FAMILIES)
     raise UserError(f"{where} holds a {transformer_class}, which no family here can use (known: {known})")
 
