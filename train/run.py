@@ -31,6 +31,7 @@ from train.checkpoints import Checkpoints, WholeCheckpoints, newest_checkpoint
 from train.compiled import compile_networks
 from train.config import Config, to_yaml
 from train.export import last_metrics, read_config
+from train.lost_process import naming_lost_processes
 from train.metrics import MetricsCsv
 from train.preemption import StopRequest, listening, requeue, signals_held
 from train.principal import fit_principal
@@ -188,6 +189,7 @@ def train(config: Config, stage: str) -> Path:
     Raises:
         UserError: for anything in the configuration that cannot work, and while another process trains in
             the same folder.
+        LostProcess: when another process of the run died or fell silent.
         KeyboardInterrupt: on Ctrl-C; SystemExit(128 + signal) when asked to stop. The same call continues.
     """
     with listening() as request:
@@ -229,7 +231,8 @@ def _train(config: Config, stage: str, request: StopRequest) -> Path:
         write_config(config, run_dir)
         trainer.loggers = loggers(config, run_dir, found[0] if found else 0)
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=found[1] if found else None, weights_only=True)
+            with naming_lost_processes():
+                trainer.fit(module, datamodule=data, ckpt_path=found[1] if found else None, weights_only=True)
         except SystemExit as stop:
             if stop.code == 1:  # what Lightning makes of Ctrl-C
                 raise KeyboardInterrupt from None
