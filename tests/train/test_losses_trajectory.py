@@ -72,7 +72,8 @@ def test_following_is_heuns_method_with_a_last_euler_step(generator):
 
 
 def test_jumps_cover_the_whole_triangle_evenly(generator):
-    """Starts fall on every leg alike; half of the ends are t = 1, a tenth has no length."""
+    """Starts fall on every leg alike; half of the ends are t = 1 by choice and some by chance, a tenth of the
+    jumps has no length."""
     n = 4000
     start, end = jump_ends(*shares(noise_times(n, generator)))
     assert start.shape == end.shape == (JUMPS, n)
@@ -83,6 +84,10 @@ def test_jumps_cover_the_whole_triangle_evenly(generator):
     assert (counts - 1 / LEGS).abs().max() < 4 * error
     on_diagonal = (end == start).double().mean(0)
     assert abs(on_diagonal.mean() - MODULE.ON_THE_DIAGONAL) < 4 * float(on_diagonal.std()) / n**0.5
+    by_chance = sum(1 / (LEGS - k) for k in range(LEGS)) / LEGS
+    expected = MODULE.TO_THE_END + (1 - MODULE.TO_THE_END - MODULE.ON_THE_DIAGONAL) * by_chance
+    to_the_end = (end == LEGS).double().mean(0)
+    assert abs(to_the_end.mean() - expected) < 4 * float(to_the_end.std()) / n**0.5
     inside = (end > start) & (end < LEGS)
     assert inside[:, 0:].any(1).all()
     pairs = torch.unique(torch.stack([start[inside], end[inside]]), dim=1)
