@@ -50,35 +50,12 @@ DATA = {
     "encode": ["--captions", "file.txt", "--model", "EXPORT", "--out", "out"],
 }
 NO_NUMBER = ["x", "nan", "inf", "-1", "", "1e999", "0x1", "[1]", "--", "1.5.2"]
-REWARDS = [
-    *(
-        "",
-        ":",
-        "+",
-        "zzz",
-        "liner",
-        "clock:time",
-        "clock:time=25:99",
-        "clock:tim=3:47",
-        "clock:time=,",
-    ),
-    *(
-        "clock:time=3:47,sharpness=x",
-        "clock:time=3:47,sharpness=nan",
-        "brightness +",
-        "+ brightness",
-        "0*",
-        "x*brightness",
-    ),
-    *(
-        "nan*brightness",
-        "brightness colour",
-        "clock:time=[",
-        "clock:time=3:47;x",
-        "clock:=1",
-        "brightness:a=1",
-    ),
-]
+REWARDS = (
+    "|:|+|zzz|liner|clock:time|clock:time=25:99|clock:tim=3:47|clock:time=,|"
+    "clock:time=3:47,sharpness=x|clock:time=3:47,sharpness=nan|brightness +|+ brightness|0*|"
+    "x*brightness|nan*brightness|brightness colour|clock:time=[|clock:time=3:47;x|clock:=1|"
+    "brightness:a=1"
+).split("|")
 WEIRD: list[Any] = [None, -1, 0, 1.5, "x", "", [], {}, [[]], True, 10**30, float("nan"), {"a": 1}]
 
 
@@ -219,12 +196,16 @@ def damaged_json(draw: st.DrawFn, content: Any) -> str:
     return json.dumps(content)
 
 
+def damaged_copy(folder: str, name: str) -> Path:
+    """The file ``name`` of a fresh copy of ``folder``, called damaged."""
+    shutil.rmtree("damaged", ignore_errors=True)
+    return Path(shutil.copytree(folder, "damaged")) / name
+
+
 @FUZZ
 @given(st.data())
 def test_fmtt_with_a_damaged_config(data):
-    shutil.rmtree("damaged", ignore_errors=True)
-    shutil.copytree("EXPORT", "damaged")
-    path = Path("damaged/config.json")
+    path = damaged_copy("EXPORT", "config.json")
     path.write_text(data.draw(damaged_json(json.loads(path.read_text()))))
     status, err = checked(fmtt_main, ["info", "damaged"])
     assert status == 0 or "damaged" in err
@@ -233,9 +214,7 @@ def test_fmtt_with_a_damaged_config(data):
 @FUZZ
 @given(st.data())
 def test_fmtt_with_damaged_weights(data):
-    shutil.rmtree("damaged", ignore_errors=True)
-    shutil.copytree("EXPORT", "damaged")
-    path = Path("damaged/model.safetensors")
+    path = damaged_copy("EXPORT", "model.safetensors")
     content = bytearray(path.read_bytes())
     place = data.draw(st.integers(0, 400))
     if data.draw(st.booleans()):
@@ -291,9 +270,7 @@ def test_data_with_wrong_names(name, out):
 @FUZZ
 @given(st.data())
 def test_data_with_a_damaged_index(data):
-    shutil.rmtree("damaged", ignore_errors=True)
-    shutil.copytree("set", "damaged")
-    path = Path("damaged/index.json")
+    path = damaged_copy("set", "index.json")
     path.write_text(data.draw(damaged_json(json.loads(path.read_text()))))
     status, _, err = quiet(data_main, ["verify", "damaged"])  # which writes what it found
     assert status == 0 or (status == 2 and "damaged" in err and err.count("\n") == 1), err
