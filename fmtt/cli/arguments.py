@@ -31,8 +31,12 @@ def one_of(names: Sequence[str]) -> Callable[[str], str]:
     return check
 
 
+LARGEST = 2**62
+"""Of whole numbers: torch counts and seeds in 64 bits."""
+
+
 def whole(minimum: int) -> Callable[[str], int]:
-    """An argument type that takes whole numbers from ``minimum`` on."""
+    """An argument type that takes whole numbers from ``minimum`` to LARGEST."""
 
     def check(text: str) -> int:
         try:
@@ -41,6 +45,8 @@ def whole(minimum: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
         if value < minimum:
             raise argparse.ArgumentTypeError(f"must be at least {minimum}, got {value}")
+        if value > LARGEST:
+            raise argparse.ArgumentTypeError(f"must be at most {LARGEST}, got {value}")
         return value
 
     return check

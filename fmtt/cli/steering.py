@@ -49,6 +49,8 @@ class Task:
         self.lookahead_map = None
         if args.lookahead_map:
             self.lookahead_map = self.model.teacher(args.lookahead_map, "--lookahead-map")
+        if args.t_start and not args.init:
+            raise UserError(f"--t-start {args.t_start:g} needs --init: what is there at that time")
         self.init = initial(args.init, self.model) if args.init else None
         self.out = Output(args.out)
         self.ranks = processes.find(device=self.model.device)
@@ -76,7 +78,7 @@ class Task:
             **{name: getattr(args, name) for name in (*names, *more)},
             "lookahead_map": self.lookahead_map,
             "x_init": self.init,
-            "x_init_is": args.init_is,
+            "x_init_is": "state" if self.init is None else args.init_is,
             "cond": self.model.cond,
             "velocity": self.teacher.velocity if self.teacher else None,
             "generator": self.model.generator(),

@@ -117,7 +117,7 @@ def certify(
 
     Raises:
         UserError: when an argument is wrong or the map has no forward-mode derivative.
-        ImportError: when torchdiffeq is not installed.
+        UserError: when torchdiffeq is not installed.
     """
     if matrix is not None and matrix not in MATRICES:
         raise UserError(f"matrix must be one of {', '.join(MATRICES)} or None, got {matrix!r}")

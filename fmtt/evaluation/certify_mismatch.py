@@ -66,7 +66,8 @@ def base_sde(
     generator: torch.Generator | None = None,
     chunk_size: int = 256,
 ) -> Tensor:
-    """The sampler's base process, untilted: states (M, B, *D) at the times ``keep`` (rounded to the grid).
+    """The sampler's base process, untilted: states (M, B, *D) at the times ``keep``, rounded to the
+    grid but never to its start.
 
     Args:
         x: (B, *D) at t = 0.
@@ -75,7 +76,7 @@ def base_sde(
     """
     h, source = 1 / steps, x.device if generator is None else generator.device
     eps = noises(noise, tuple(k / steps for k in range(steps + 1)), interpolant)
-    wanted, found = [round(t * steps) for t in keep], []
+    wanted, found = [max(1, round(t * steps)) for t in keep], []
     for k in range(steps):
         t, parts = k * h, []
         alpha = float(interpolant.alpha(torch.tensor(t, dtype=torch.float64)))

@@ -85,7 +85,7 @@ def residuals(
         velocity: b; the map's own diagonal if omitted.
 
     Raises:
-        UserError: when the map has no forward-mode derivative.
+        UserError: when the map has no forward-mode derivative, or moves nothing.
     """
     field = flow_map.velocity if velocity is None else velocity
     late = [LATE] if trajectory.times[-1] < LATE else []
@@ -111,6 +111,10 @@ def residuals(
                     ) from error
                 total += found * len(part)
             eulerian, lagrangian, semigroup, speed, moved = (total / len(x)).sqrt().tolist()
+            if not speed > 0:
+                raise UserError(
+                    f"the map leaves every state where it is from s={s:g} to t={t:g}: is it trained?"
+                )
             line["eulerian"].append(eulerian / speed)
             line["lagrangian"].append(lagrangian / speed if t < 1 else None)
             line["semigroup"].append(semigroup / moved)

@@ -124,7 +124,7 @@ def clock_histogram(
     """The histogram of the times that the judge reads from clock images.
 
     Args:
-        images: (N, 3, H, W) in [-0.5, 0.5].
+        images: (N, 3, H, W) in the data set's value range.
         log_weights: (N,) or None. Unreadable images are left out and their share is told.
     """
     reading = clock_judge.read(images)

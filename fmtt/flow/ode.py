@@ -8,8 +8,13 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from fmtt.errors import UserError
 from fmtt.tensor import batch_time, expand_like
 from fmtt.types import Cond, VelocityField
+
+
+class Unsolved(UserError, FloatingPointError):
+    """No step of the solver is small enough."""
 
 
 def solve(
@@ -36,9 +41,9 @@ def solve(
         The state at ``t1``, (B, *D); with ``times`` the states there, (K, B, *D).
 
     Raises:
-        ImportError: when torchdiffeq is not installed.
         ValueError: when ``times`` are not monotonic within the interval.
-        FloatingPointError: when no step is small enough, as with a velocity that is not finite.
+        UserError: when torchdiffeq is not installed.
+        Unsolved: when no step is small enough, as with a velocity that is not finite.
     """
     grid = torch.as_tensor([t1] if times is None else times, dtype=torch.float64, device=x.device)
     forward = 1.0 if t1 >= t0 else -1.0
@@ -59,7 +64,7 @@ def _odeint(velocity: VelocityField, x: Tensor, grid: Tensor, cond: Cond | None,
     try:
         from torchdiffeq import odeint
     except ImportError as error:
-        raise ImportError("the reference solver needs torchdiffeq: pip install 'fmtt[evaluate]'") from error
+        raise UserError("the reference solver needs torchdiffeq: pip install 'fmtt[evaluate]'") from error
 
     def derivative(t: Tensor, y: Tensor) -> Tensor:
         return velocity(y, batch_time(t, y), cond)
@@ -71,7 +76,9 @@ def _odeint(velocity: VelocityField, x: Tensor, grid: Tensor, cond: Cond | None,
     except AssertionError as error:
         if "underflow in dt" not in str(error):
             raise
-        raise FloatingPointError(f"the ODE cannot be solved to tolerance {tol}: {error}") from error
+        raise Unsolved(
+            f"the ODE cannot be solved to tolerance {tol:g}: use a larger one ({error})"
+        ) from error
     return cast(Tensor, states)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fmtt.models.attention import attention
-from fmtt.models.embeddings import GuidanceEmbedding, TimeEmbedding, grid_positions
+from fmtt.models.embeddings import GuidanceEmbedding, LabelEmbedding, TimeEmbedding, grid_positions
 from fmtt.models.norm import rms_norm
 from fmtt.models.principal import PrincipalEmbedding
 from fmtt.types import Cond
@@ -95,7 +95,7 @@ class DiT(nn.Module):
         self.time = TimeEmbedding(dim, max_frequency=max_frequency)
         self.second_time = TimeEmbedding(dim, max_frequency=second_max_frequency, zero_init=True)
         self.guidance = GuidanceEmbedding(dim) if guidance else None
-        self.label = nn.Embedding(num_classes + 1, dim) if num_classes else None
+        self.label = LabelEmbedding(num_classes + 1, dim) if num_classes else None
         self.modulation = nn.Linear(dim, 6 * dim)
         self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio) for _ in range(depth))
         self.final_modulation = nn.Linear(dim, 2 * dim)
@@ -109,11 +109,7 @@ class DiT(nn.Module):
         c = self.time(s) + self.second_time(t)
         if self.guidance is not None:
             c = c + self.guidance(s, cond)
-        if self.label is None:
-            return c
-        if cond is None or "label" not in cond:
-            raise ValueError('this network is class-conditional: pass cond={"label": (B,) integers}')
-        return c + self.label(cond["label"])
+        return c if self.label is None else c + self.label(cond)
 
     def embed_sample(self, x: Tensor) -> Tensor:
         """Tokens (B, T, dim) of samples (B, C, H, W)."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fmtt.errors import UserError
 from fmtt.types import Cond
 
 
@@ -73,6 +74,20 @@ class GuidanceEmbedding(nn.Module):
         given = None if cond is None else cond.get("guidance_scale")
         scale = torch.ones_like(t) if given is None else given.to(t)
         return self.share(scale / (1 + scale))
+
+
+class LabelEmbedding(nn.Embedding):
+    """An embedding of the condition "label"."""
+
+    def forward(self, cond: Cond | None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """(B, dim) for ``cond["label"]`` (B,) integers.
+
+        Raises:
+            UserError: when there is no label.
+        """
+        if cond is None or "label" not in cond:
+            raise UserError('this network is class-conditional: pass cond={"label": (B,) integers}')
+        return super().forward(cond["label"])
 
 
 def grid_positions(height: int, width: int, dim: int) -> Tensor:

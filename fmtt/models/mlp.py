@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fmtt.models.embeddings import GuidanceEmbedding, TimeEmbedding
+from fmtt.models.embeddings import GuidanceEmbedding, LabelEmbedding, TimeEmbedding
 from fmtt.types import Cond
 
 POSITION_FREQUENCIES = 6
@@ -75,7 +75,7 @@ class MLP(nn.Module):
         self.time = TimeEmbedding(width, max_frequency=max_frequency)
         self.second_time = TimeEmbedding(width, max_frequency=second_max_frequency, zero_init=True)
         self.guidance = GuidanceEmbedding(width) if guidance else None
-        self.label = nn.Embedding(num_classes + 1, width) if num_classes else None
+        self.label = LabelEmbedding(num_classes + 1, width) if num_classes else None
         self.layers = nn.ModuleList(ResidualLayer(width) for _ in range(depth))
         self.final = nn.Linear(width, size)
         nn.init.zeros_(self.final.weight)
@@ -94,11 +94,7 @@ class MLP(nn.Module):
         c = self.time(s) + self.second_time(t)
         if self.guidance is not None:
             c = c + self.guidance(s, cond)
-        if self.label is None:
-            return c
-        if cond is None or "label" not in cond:
-            raise ValueError('this network is class-conditional: pass cond={"label": (B,) integers}')
-        return c + self.label(cond["label"])
+        return c if self.label is None else c + self.label(cond)
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         c = F.silu(self.embed_condition(s, t, cond))

@@ -92,7 +92,7 @@ def read_layers(path: Path) -> list[tuple[Tensor, Tensor]]:
         weight, bias = tensors.get(f"layers.{k}.weight"), tensors.get(f"layers.{k}.bias")
         if weight is None or bias is None:
             raise UserError(f"classifier {path} lacks layers.{k}.weight or layers.{k}.bias")
-        inputs = weight.shape[-1] if not layers else len(layers[-1][1])
+        inputs = len(layers[-1][1]) if layers else weight.shape[-1] if weight.ndim else 0
         if weight.ndim != 2 or weight.shape[1] != inputs or bias.shape != weight.shape[:1]:
             raise UserError(
                 f"classifier {path}: layers.{k} has shapes {tuple(weight.shape)} and {tuple(bias.shape)}, "

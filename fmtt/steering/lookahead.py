@@ -98,9 +98,10 @@ class EulerLookahead:
     def __call__(self, x: Tensor, t: Tensor, cond: Cond | None, velocity: Tensor | None) -> Tensor:
         assert velocity is not None
         h = (1 - t) / self.steps
-        x = x + expand_like(h, x) * velocity
+        step = expand_like(h, x).to(x.dtype)  # times are wider than half-precision states
+        x = x + step * velocity
         for j in range(1, self.steps):
-            x = x + expand_like(h, x) * _call(self.checkpoint, self.velocity, x, t + j * h, cond)
+            x = x + step * _call(self.checkpoint, self.velocity, x, t + j * h, cond)
         return x
 
 
@@ -205,6 +206,10 @@ def build(
     raise UserError(f"lookahead must be one of {', '.join(NAMES)} or a Lookahead, got {lookahead!r}")
 
 
+ONE_STEP = ("none", "denoiser", "ode")
+"""Look-aheads that have no number of steps to choose."""
+
+
 def choose(
     lookahead: str | Lookahead,
     steps: int,
@@ -218,10 +223,14 @@ def choose(
     """:func:`build` with another map to look ahead by, which only lookahead="flow_map" can use.
 
     Raises:
-        UserError: when the name is unknown, or the other map would not be used.
+        UserError: when the name is unknown, or the other map or another argument would not be used.
     """
     if other_map is not None and lookahead != "flow_map":
         raise UserError(f"lookahead_map needs lookahead='flow_map', got {lookahead!r}")
+    if steps != 1 and lookahead in ONE_STEP:
+        raise UserError(f"lookahead_steps={steps} is of no use to lookahead={lookahead!r}: leave it out")
+    if checkpoint and lookahead in ("none", "denoiser"):
+        raise UserError(f"checkpoint is of no use to lookahead={lookahead!r}: leave it out")
     return build(lookahead, steps, other_map or flow_map, velocity, tol=tol, checkpoint=checkpoint)
 
 

@@ -66,17 +66,21 @@ def particles(
     P = _num_populations(cond, num_populations, num_particles)
     total = P * num_particles
     device, dtype = _placement(flow_map, x_init, device, dtype)
+    shape = data_shape if data_shape is not None else getattr(flow_map, "data_shape", None)
     if x_init is None:
         if t_start != 0:
             raise UserError(f"t_start={t_start:g} needs x_init, the states at that time")
-        shape = data_shape if data_shape is not None else getattr(flow_map, "data_shape", None)
+        if x_init_is != "state":
+            raise UserError(f"x_init_is={x_init_is!r} says what x_init is, and there is none")
         if shape is None:
             raise UserError("data_shape is needed: this flow map does not say its own")
         x = smc.normal((total, *shape), generator, device, dtype)
     else:
         x = x_init.detach().to(device=device, dtype=dtype, copy=True)
-        if data_shape is not None and tuple(x.shape[1:]) != tuple(data_shape):
-            raise UserError(f"x_init has rows of shape {tuple(x.shape[1:])}, data_shape is {data_shape}")
+        if not x_init.is_floating_point() or not bool(x.isfinite().all()):
+            raise UserError(f"x_init must hold finite numbers in the scale of the data, got {x_init.dtype}")
+        if shape is not None and tuple(x.shape[1:]) != tuple(shape):
+            raise UserError(f"x_init has rows of shape {tuple(x.shape[1:])}, the data have {tuple(shape)}")
         if x.shape[0] not in (1, num_particles, total):
             raise UserError(f"x_init must have 1, {num_particles} or {total} rows, got {x.shape[0]}")
         if x.shape[0] != total:
@@ -182,9 +186,9 @@ def _num_populations(cond: Cond | None, num_populations: int | None, num_particl
 def _placement(
     flow_map: FlowMap, x_init: Tensor | None, device: torch.device | str | None, dtype: torch.dtype | None
 ) -> tuple[torch.device, torch.dtype]:
-    like: Tensor | None = x_init
-    if like is None and isinstance(flow_map, nn.Module):
-        like = next(flow_map.parameters(), None)
+    # The network's own come first: an image that a user hands over may be anywhere, and in any precision.
+    like = next(flow_map.parameters(), None) if isinstance(flow_map, nn.Module) else None
+    like = x_init if like is None else like
     if device is None:
         device = like.device if like is not None else "cpu"
     if dtype is None:

@@ -80,6 +80,16 @@ def test_residuals_are_the_analytic_ones():
     assert found.eulerian[1][0] is None
 
 
+def test_a_map_that_moves_nothing_is_named():
+    class Still(ProductMixture):
+        def __call__(self, x: Tensor, s: Time, t: Time, cond: Cond | None = None) -> Tensor:
+            return 1.0 * x
+
+    x = torch.zeros(2, 8, 1, dtype=torch.float64)
+    with pytest.raises(UserError, match="from s=0 to t=0.5: is it trained?"):
+        residuals(Still(1), lookahead.Trajectory((0.0, 0.5), x, x[0]))
+
+
 def test_a_velocity_that_does_not_fit_its_score_calls_for_path_weights():
     """A velocity too large by half: its ODE has other marginals than the SDE with the score taken from it."""
 
@@ -116,6 +126,12 @@ def test_the_base_sde_is_the_samplers():
     x0 = torch.randn(50, 2, generator=again, dtype=torch.float64)
     end = base_sde(law.velocity, law.interpolant, x0, steps, (0.5, 1.0), generator=again)[1]
     assert torch.allclose(end, result.samples, atol=1e-12)
+
+
+def test_few_steps_still_have_a_state_for_every_time():
+    law, x = ProductMixture(1), torch.zeros(5, 1, dtype=torch.float64)
+    found = base_sde(law.velocity, law.interpolant, x, 2, (0.1, 0.2, 1.0), generator=generator())
+    assert found.shape == (3, 5, 1) and torch.equal(found[0], found[1])
 
 
 def test_marginals_of_the_discretised_sde_are_told_from_the_odes():

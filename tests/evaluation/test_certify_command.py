@@ -21,7 +21,7 @@ def run(*args: str | Path) -> int:
 
 def result(deviation: float) -> CellResult:
     cell = Cell(1, "linear", "wrong_map", "exact", "none")
-    return CellResult(cell, (1.0,) * 3, (0.1,) * 3, (1.0,) * 3, (0.0,) * 3, (deviation,) * 3)
+    return CellResult(cell, (1.0,) * 3, (0.01,) * 3, (1.0,) * 3, (0.0,) * 3, (deviation,) * 3)
 
 
 def test_certify_the_shipped_map(tmp_path, capsys):

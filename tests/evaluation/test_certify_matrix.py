@@ -87,7 +87,7 @@ def test_a_wrong_formula_fails_the_cell_that_claims_exactness(monkeypatch):
 
 def result(deviation: float, weights: str = "exact") -> CellResult:
     cell = Cell(1, "linear", "wrong_map", weights, "none")
-    return CellResult(cell, (1.0,) * 3, (0.1,) * 3, (1.0,) * 3, (0.0,) * 3, (0.0, deviation, 0.0))
+    return CellResult(cell, (1.0,) * 3, (0.01,) * 3, (1.0,) * 3, (0.0,) * 3, (0.0, deviation, 0.0))
 
 
 def test_the_table_says_what_holds():
@@ -103,6 +103,16 @@ def test_the_table_says_what_holds():
     ]
     assert "1 of 2 cells that claim exactness" in lines[-1] and "1 of 2 known biases" in lines[-1]
     assert "largest of 6: 4.5" in lines[-1]
+
+
+@pytest.mark.parametrize("weights", ("exact", "paper"))
+@pytest.mark.parametrize("k", range(3))
+def test_a_cell_that_sees_nothing_does_not_pass(weights, k):
+    fine = result(1.0 if weights == "exact" else 9.0, weights)
+    assert fine.passed
+    nan = tuple(float("nan") if j == k else value for j, value in enumerate(fine.deviation))
+    assert not fine._replace(deviation=nan).passed
+    assert not fine._replace(standard_error=(0.01, 0.03, 0.01)).passed
 
 
 def test_pooling_recovers_the_mean_of_unequal_populations():

@@ -139,4 +139,6 @@ def check_path(
         mixture, wrong, d, lookahead, weights="path", num_steps=PATH_STEPS, resample=resample, **options
     )
     found, truth = estimate(result), reference(d)
+    effect = (truth.value - closed_form(mixture, d, tilted=False)).abs()
+    assert (found.standard_error[:2] < 0.02 * effect[:2]).all()
     assert (deviations(found, truth.value, truth.standard_error) < 4).all(), (found, truth)

@@ -64,7 +64,7 @@ def test_every_option_runs(clocks: Path, tmp_path: Path) -> None:
         ("--resample-at 1.0", "resample_at"),
         ("--final-resample --resample none", "final_resample contradicts"),
         ("--gradient zeroth", "weights='path'"),
-        ("--t-start 0.5", "x_init"),
+        ("--t-start 0.5", "needs --init"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+import fmtt
 from fmtt.errors import UserError
+from fmtt.flow.flow_map import NeuralFlowMap
 from fmtt.flow.interpolant import Linear, Trigonometric
 from fmtt.flow.oracle import Gaussian
+from fmtt.models.config import NETWORKS
 from fmtt.steering import lookahead as lookaheads
 from fmtt.types import Time
 
@@ -39,6 +42,35 @@ def look(flow: Gaussian, name: str, steps: int, x: Tensor, t: Tensor) -> Tensor:
 def test_identity_at_the_end(flow: Gaussian, name: str, steps: int) -> None:
     x = torch.randn(7, 2, dtype=torch.float64)
     torch.testing.assert_close(look(flow, name, steps, x, torch.ones(7).double()), x, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "steps"), NAMES)
+def test_half_precision_stays_half_precision(name: str, steps: int) -> None:
+    torch.manual_seed(0)
+    network = NETWORKS["mlp"]((2,), width=8, depth=1).to(torch.bfloat16)
+    flow_map = NeuralFlowMap(network, Linear(), (2,))
+    options = {"num_particles": 4, "num_steps": 3, "weights": "path"}
+    options |= {"lookahead": name, "lookahead_steps": steps, "lookahead_tol": 0.1}
+    result = fmtt.tilt(flow_map, lambda x, cond: -x.square().sum(1), **options)  # pyright: ignore
+    assert result.samples.dtype == torch.bfloat16 and result.samples.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("denoiser", {"steps": 3}),
+        ("none", {"steps": 2}),
+        ("ode", {"steps": 2}),
+        ("denoiser", {"checkpoint": True}),
+    ],
+)
+def test_an_argument_that_would_do_nothing_is_refused(
+    flow: Gaussian, name: str, options: dict[str, Any]
+) -> None:
+    with pytest.raises(UserError, match="is of no use to lookahead="):
+        lookaheads.choose(
+            name, flow_map=flow, other_map=None, velocity=flow.velocity, **{"steps": 1, **options}
+        )
 
 
 @pytest.mark.parametrize(("name", "steps"), NAMES)
