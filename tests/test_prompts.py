@@ -124,6 +124,7 @@ def test_the_reward_knows_each_image_s_prompt_in_the_whole_suite() -> None:
         (("--method", "sample", *BRIGHT), "--method sample takes no --reward"),
         (("--method", "serch"), "did you mean 'search'"),
         (("--reward", "brihtness"), "did you mean 'brightness'"),
+        (("--method", "search", *BRIGHT, "--judge", BRIGHT[-1]), "is not held out"),
         (("--part", "3/3"), "K of K/N must lie between 0 and N - 1, got 3/3"),
     ],
 )
@@ -139,3 +140,8 @@ def test_another_method_does_not_mix_into_a_folder(
     assert run(*words) == 0
     assert run(*words, "--seed", "1") == 2
     assert "holds images made with seed=0, now it is 1" in capsys.readouterr().err
+    assert run(*words, "--dtype", "bfloat16" if "float32" in words else "float32") == 2
+    assert "holds images made with dtype=" in capsys.readouterr().err
+    suite.write_text(suite.read_text().replace("a ", "one "))
+    assert run(*words) == 2
+    assert "holds images made with content of suite=" in capsys.readouterr().err

@@ -155,6 +155,8 @@ METHODS: dict[str, Callable[[Task], Result]] = {
 }
 """FK steering's final potential is best-of-N with weights, and left out."""
 NAMES = tuple(METHODS)
+NEED_GRADIENT = ("reno", "denoiser_guidance", "das", "fmrg")
+"""Methods that are nothing without the reward's gradient."""
 
 
 def run(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -16,9 +15,10 @@ import torch
 import fmtt
 from fmtt import png
 from fmtt.baselines import budget
+from fmtt.cli import same_folder
 from fmtt.cli.judge import ClockJudge, Judge, RewardJudge, check_judge, judge
 from fmtt.cli.model import Model, need_extra, rows
-from fmtt.cli.output import Output, plain
+from fmtt.cli.output import Output
 from fmtt.cli.progress import Progress
 from fmtt.cli.steering import check_reward
 from fmtt.errors import UserError, nearest
@@ -31,8 +31,9 @@ SHOWN = 8
 SPENT = ("passes", "reward calls", "judge calls", "seconds")
 """What the printed table says of a run's cost."""
 BASE_SAMPLES = 64
-FIXED = ("export", "reward", "judge", "tolerance", "teacher", "unit", "seed", "label")
-"""What must not change between runs that share a folder."""
+FIXED = ("export", "reward", "judge", "tolerance", "teacher", "unit", "seed", "label", "guidance_scale")
+FILES = ("export", "teacher")
+"""What must not change between runs that share a folder: arguments, and what is in those that name files."""
 
 
 def run(args: Namespace) -> None:
@@ -42,6 +43,7 @@ def run(args: Namespace) -> None:
     check_judge(args.judge)
     methods = _methods(args.methods)
     setting, model, judged = build_setting(args)
+    methods, left_out = _applicable(args, methods, setting)
     out = Output(args.out)
     passes = _same_folder(args, methods, setting)
     plan = cells.plan(methods, passes, args.runs)
@@ -53,7 +55,7 @@ def run(args: Namespace) -> None:
         bar.advance(sum(c.passes * c.runs for c in plan if c not in todo))
         for cell in _run_all(args, setting, todo, folder):
             bar.advance(cell.passes * cell.runs)
-    _write(args, out, plan, setting, model, judged)
+    _write(args, out, plan, setting, model, judged, left_out)
 
 
 def build_setting(args: Namespace) -> tuple[Setting, Model, Judge | None]:
@@ -90,6 +92,22 @@ def _methods(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def _applicable(args: Namespace, methods: list[str], setting: Setting) -> tuple[list[str], list[str]]:
+    """Methods that can use the reward, and what is said of those left out of "all".
+
+    Raises:
+        UserError: for a method named by the user that needs a gradient which the reward has not.
+    """
+    if describe(setting.reward).differentiable is not False:
+        return methods, []
+    without = [m for m in methods if m in budget.NEED_GRADIENT]
+    if without and args.methods != "all":
+        raise UserError(
+            f"--methods: {without[0]} needs a gradient, which --reward {args.reward} does not have"
+        )
+    return [m for m in methods if m not in without], [f"{m}, which needs a gradient" for m in without]
+
+
 def _same_folder(args: Namespace, methods: list[str], setting: Setting) -> dict[str, dict[float, int]]:
     """By method, the passes that each budget comes to: those that the folder already has, or new ones.
 
@@ -97,20 +115,10 @@ def _same_folder(args: Namespace, methods: list[str], setting: Setting) -> dict[
         UserError: when the folder holds a comparison of something else.
     """
     path = args.out / "comparison.json"
-    wanted = {key: plain(getattr(args, key)) for key in FIXED}
+    wanted = same_folder.settings(args, FIXED, FILES)
     stored: dict[str, Any] = {"settings": wanted, "passes": {}}
-    if path.is_file():
-        try:
-            stored = json.loads(path.read_text())
-            different = [key for key in FIXED if stored["settings"].get(key) != wanted[key]]
-        except (ValueError, KeyError, AttributeError) as error:
-            raise UserError(f"{path} cannot be read ({error}); give another --out") from error
-        if different:
-            key = different[0]
-            raise UserError(
-                f"--out {args.out} holds a comparison with {key}={stored['settings'].get(key)}, this one has "
-                f"{wanted[key]}: give another --out, or the same settings to continue"
-            )
+    if path.is_file() and any((args.out / "cells").glob("*")):  # else nothing came of it yet
+        stored = same_folder.stored(path, wanted, args.out, "a comparison")
     known: dict[str, dict[str, int]] = stored["passes"]
     for method in methods:
         table = known.setdefault(method, {})
@@ -178,14 +186,20 @@ def _work(cell: Cell, folder: Path) -> Cell:
 
 
 def _write(
-    args: Namespace, out: Output, plan: list[Cell], setting: Setting, model: Model, judged: Judge | None
+    args: Namespace,
+    out: Output,
+    plan: list[Cell],
+    setting: Setting,
+    model: Model,
+    judged: Judge | None,
+    missing: list[str],
 ) -> None:
     from fmtt.evaluation.comparison import page
     from fmtt.evaluation.pictures import particle_grids
     from fmtt.evaluation.style import png as render
 
     table: list[statistics.Row] = []
-    missing: list[str] = []
+    missing = list(missing)
     shown: dict[str, torch.Tensor] = {}
     for (method, amount), parts in _grouped(plan):
         loaded = [runs for cell in parts if (runs := cells.load(args.out / "cells", cell)) is not None]

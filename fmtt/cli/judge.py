@@ -145,7 +145,7 @@ def judge(args: Namespace, model: Model, reward: Reward) -> Judge | None:
     if name == "none":
         return None
     if name != "clock":
-        _check_held_out(name, args.reward)
+        check_held_out(name, args.reward)
         return RewardJudge(name, model.sees(build(name, **model.context)), lambda n: rows(model.cond, n))
     shape = model.map.data_shape
     if len(shape) != 3 or shape[0] != 3 or shape[1] != shape[2]:
@@ -166,7 +166,12 @@ def check_judge(text: str) -> None:
             raise UserError(f"--judge takes {', '.join(READERS)} or a reward: {error}") from error
 
 
-def _check_held_out(name: str, optimised: str) -> None:
+def check_held_out(name: str, optimised: str) -> None:
+    """Check that no part of the judge is a part of the reward.
+
+    Raises:
+        UserError: naming the part.
+    """
     parts = parse(optimised)
     for term in parse(name):
         if any(term.same_reward(part) for part in parts):

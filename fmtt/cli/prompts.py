@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from fmtt import png
+from fmtt.cli import same_folder
+from fmtt.cli.judge import check_held_out
 from fmtt.cli.model import need_extra
 from fmtt.cli.output import Output, plain
 from fmtt.cli.progress import Progress
@@ -27,9 +29,10 @@ from fmtt.types import Cond, Reward
 
 FIXED = (
     *("model", "suite", "layout", "method", "reward", "judge", "num_images", "num_particles", "steps"),
-    *("keep", "rounds", "height", "width", "guidance_scale", "seed"),
+    *("keep", "rounds", "height", "width", "guidance_scale", "seed", "dtype"),
 )
-"""What must not change between runs that share a folder."""
+FILES = ("model", "suite")
+"""What must not change between runs that share a folder: arguments, and what is in those that name files."""
 SETTINGS = "settings.json"
 COSTS = ("forwards", "backwards", "reward_calls", "decodes")
 
@@ -66,16 +69,20 @@ def run(args: Namespace) -> None:
         raise UserError("--method sample takes no --reward, every other method needs one")
     for spec in filter(None, (args.reward, args.judge)):
         parse(spec)
+    if args.reward and args.judge:
+        check_held_out(args.judge, args.reward)
     whole = prompt_suite.read(args.suite, args.layout)
     number, parts = args.part
     suite = prompt_suite.part(whole, number, parts)
     out = Output(args.out)
-    _same_folder(args)
+    settings = same_folder.settings(args, FIXED, FILES)
+    if (args.out / SETTINGS).is_file():
+        same_folder.stored(args.out / SETTINGS, settings, args.out, "images made")
     todo = [item for item in suite.items if not _finished(args, suite, item)]
     if len(todo) < len(suite.items):
         print(f"{len(suite.items) - len(todo)} of {len(suite.items)} prompts are there already")
     if todo:
-        _make_all(args, whole, suite, todo)
+        _make_all(args, whole, suite, todo, settings)
     records = [json.loads(_record(args, item).read_text()) for item in suite.items]
     found = _means(records, args.num_images)
     for name, value in found.items():
@@ -84,7 +91,9 @@ def run(args: Namespace) -> None:
     out.finish(args, {"layout": suite.layout, "prompts": len(records), "per_image": found})
 
 
-def _make_all(args: Namespace, whole: Suite, suite: Suite, todo: Sequence[Item]) -> None:
+def _make_all(
+    args: Namespace, whole: Suite, suite: Suite, todo: Sequence[Item], settings: dict[str, Any]
+) -> None:
     from fmtt.pipeline import FMTTPipeline
 
     device = _device(args.device)
@@ -93,7 +102,7 @@ def _make_all(args: Namespace, whole: Suite, suite: Suite, todo: Sequence[Item])
     context["prompt"] = [item.prompt for item in whole.items]
     reward = build(args.reward, **context) if args.reward else None
     judge = build(args.judge, **context) if args.judge else None
-    write_json(args.out / SETTINGS, _settings(args))  # not before model and rewards are known to load
+    write_json(args.out / SETTINGS, {"settings": settings})  # not before model and rewards are known to load
     places = {item.index: k for k, item in enumerate(whole.items)}
     with Progress("making images", len(suite.items)) as bar:
         bar.advance(len(suite.items) - len(todo))
@@ -168,32 +177,6 @@ def _means(records: Sequence[dict[str, Any]], num_images: int) -> dict[str, floa
         if all(name in r for r in records):
             found[name] = sum(sum(r[name]) for r in records) / count
     return found
-
-
-def _settings(args: Namespace) -> dict[str, Any]:
-    return {key: plain(getattr(args, key)) for key in FIXED}
-
-
-def _same_folder(args: Namespace) -> None:
-    """Refuse a folder that holds other images.
-
-    Raises:
-        UserError: naming the argument that differs.
-    """
-    path, wanted = args.out / SETTINGS, _settings(args)
-    if not path.is_file():
-        return
-    try:
-        stored = json.loads(path.read_text())
-        different = [key for key in FIXED if stored.get(key) != wanted[key]]
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); give another --out") from error
-    if different:
-        key = different[0]
-        raise UserError(
-            f"--out {args.out} holds images made with {key}={stored.get(key)}, now it is {wanted[key]}: give "
-            "another --out, or the same arguments to continue"
-        )
 
 
 def _device(name: str) -> str:

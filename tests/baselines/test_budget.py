@@ -49,7 +49,7 @@ def test_a_reward_without_gradient_costs_no_more(counted: Any, method: str) -> N
 
     generator = torch.Generator().manual_seed(0)
     settings = {"budget": 256, "num_populations": 2, "generator": generator}
-    if method in ("reno", "denoiser_guidance", "das", "fmrg"):
+    if method in budget.NEED_GRADIENT:
         with pytest.raises(UserError, match="differentiable"):
             budget.run(method, net, above, **settings)
         return

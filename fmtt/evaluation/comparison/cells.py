@@ -38,9 +38,15 @@ class Cell(NamedTuple):
     runs: int
 
     @property
-    def name(self) -> str:
-        """The stem of the cell's file."""
+    def place(self) -> str:
+        """What its random numbers are drawn for."""
         return f"{self.method}-{self.amount:g}-{self.batch:03d}"
+
+    @property
+    def name(self) -> str:
+        """The stem of the cell's file. It holds the number of runs: the last cell of a smaller comparison is
+        not that of a larger one."""
+        return f"{self.place}x{self.runs}"
 
 
 class Runs(NamedTuple):
@@ -102,7 +108,7 @@ def run(setting: Setting, cell: Cell) -> Runs | None:
 
     The same setting and cell give the same samples, whatever ran before.
     """
-    seed = zlib.crc32(f"{setting.seed}/{cell.name}".encode())
+    seed = zlib.crc32(f"{setting.seed}/{cell.place}".encode())
     generator = torch.Generator(setting.device).manual_seed(seed)
     try:
         result = budget.run(

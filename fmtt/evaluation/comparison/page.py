@@ -35,7 +35,7 @@ def report(
 
     Args:
         judge: what the judge measures; None without one.
-        missing: methods and budgets that were too small, in words.
+        missing: methods left out and budgets that were too small, in words.
         pictures: captions and PNGs of samples.
     """
     scores = {"reward": "optimised reward"} | ({"judge": judge} if judge else {})
@@ -49,7 +49,7 @@ def report(
         mine = sorted((r for r in rows if r.amount == amount), key=lambda r: -_rank(r))
         page.table(*_table(mine, judge), f"Budget {amount:g}: {figures.UNIT_LABELS[unit]}")
     if missing:
-        page.text("Budgets too small for a method: " + "; ".join(missing) + ".")
+        page.text("Left out, or budgets too small for a method: " + "; ".join(missing) + ".")
     page.section("Reading the table", RESTORATION.format(base=f"{base_restoration:.3g}"))
     if pictures:
         page.section("What was returned", "The first runs' samples, per method.")

@@ -17,6 +17,9 @@ from fmtt.flow.interpolant import Interpolant, Linear
 from fmtt.types import Cond, FlowMap, Reward, Time
 
 MOST_PASSES_PER_CALL = 256
+LOOK_ON = 4.0
+"""Times the root of a budget: how far beyond the first one with too many calls a later one may have fewer.
+Numbers of steps grow as the root, and a run that gets a step more has fewer particles."""
 PACE_PASSES = 256
 """The budget at which a method's seconds per pass are measured."""
 
@@ -67,7 +70,10 @@ def reward_calls(method: str, passes: int, differentiable: bool | None = None) -
 
 
 def passes_for_calls(method: str, calls: float, differentiable: bool | None = None) -> int:
-    """The largest number of passes on which ``method`` makes at most ``calls`` reward calls, by bisection."""
+    """The largest number of passes on which ``method`` makes at most ``calls`` reward calls.
+
+    By bisection, and then by looking on from there, since calls do not always grow with passes.
+    """
     low, high = 0, max(1, int(calls * MOST_PASSES_PER_CALL))
     while high - low > 1:
         middle = (low + high) // 2
@@ -75,7 +81,8 @@ def passes_for_calls(method: str, calls: float, differentiable: bool | None = No
             low = middle
         else:
             high = middle
-    return low
+    further = range(low + int(LOOK_ON * low**0.5), low, -1)
+    return next((p for p in further if reward_calls(method, p, differentiable) <= calls), low)
 
 
 def pace(method: str, flow_map: FlowMap, reward: Reward, runs: int, **keywords: Any) -> float:

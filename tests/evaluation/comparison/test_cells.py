@@ -68,7 +68,7 @@ def test_a_budget_too_small_for_the_method_is_kept_as_such(setting, tmp_path):
 def test_a_damaged_file_is_named(tmp_path):
     cell = Cell("best_of_n", 64, 64, 0, 3)
     (tmp_path / f"{cell.name}.safetensors").write_bytes(b"\x00" * 5)
-    with pytest.raises(UserError, match=r"best_of_n-64-000\.safetensors cannot be read"):
+    with pytest.raises(UserError, match=r"best_of_n-64-000x3\.safetensors cannot be read"):
         cells.load(tmp_path, cell)
 
 
@@ -85,6 +85,13 @@ def test_restoring_tells_the_models_own_samples_from_others():
 def test_passes_for_reward_calls_are_the_most_that_keep_within_them(method):
     passes = units.passes_for_calls(method, 8)
     assert units.reward_calls(method, passes) <= 8 < units.reward_calls(method, passes + 1)
+
+
+@pytest.mark.parametrize(("method", "calls"), [("das", 64), ("fmrg", 32), ("fmtt_search", 32)])
+def test_passes_for_reward_calls_are_the_most_where_calls_rise_and_fall(method, calls):
+    passes = units.passes_for_calls(method, calls)
+    assert units.reward_calls(method, passes) <= calls
+    assert all(units.reward_calls(method, p) > calls for p in range(passes + 1, passes + 120))
 
 
 @pytest.mark.parametrize("method", ["best_of_n_few_step", "multi_round", "fmtt_search", "fmtt_tilt"])

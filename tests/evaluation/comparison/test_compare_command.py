@@ -5,16 +5,22 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fmtt.__main__ import main
+from fmtt.baselines import budget
 from fmtt.evaluation.comparison import cells
 from fmtt.flow.flow_map import NeuralFlowMap
 from fmtt.flow.interpolant import Linear
 from fmtt.models import checkpoint
+from fmtt.rewards import describe
+from fmtt.rewards.clock_reward import ClockReward
 
 METHODS = "best_of_n_few_step,fmtt_search"
 
@@ -92,7 +98,45 @@ def test_it_continues_where_it_stopped(export, tmp_path, monkeypatch):
 def test_a_folder_holds_one_comparison(export, tmp_path, capsys):
     assert compare(export, tmp_path) == 0
     assert compare(export, tmp_path, "--seed", "1") == 2
-    assert "holds a comparison with seed=0, this one has 1" in capsys.readouterr().err
+    assert "holds a comparison with seed=0, now it is 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("first", "then"), [("3", "20"), ("20", "3")])
+def test_another_number_of_runs_is_another_comparison(export, tmp_path, first, then):
+    few = ("--methods", "best_of_n_few_step", "--budgets", "8")
+    for runs in (first, then):
+        assert compare(export, tmp_path, *few, "--runs", runs) == 0
+        assert [row["runs"] for row in rows(tmp_path)] == [runs]
+
+
+def test_an_export_that_was_trained_on_is_another_export(export, tmp_path, capsys):
+    changing = tmp_path / "export"
+    shutil.copytree(export, changing)
+    assert compare(str(changing), tmp_path / "out") == 0
+    weights = load_file(changing / "model.safetensors")
+    save_file({name: 1.01 * value for name, value in weights.items()}, changing / "model.safetensors")
+    assert compare(str(changing), tmp_path / "out") == 2
+    assert "holds a comparison with content of export=" in capsys.readouterr().err
+
+
+def test_a_comparison_that_came_to_nothing_leaves_the_folder_free(export, tmp_path):
+    nobody = "remote:url=http://127.0.0.1:9/v1,model=none,tries=1"
+    assert compare(export, tmp_path, "--reward", nobody) == 2
+    assert (tmp_path / "comparison.json").is_file()
+    assert compare(export, tmp_path) == 0
+
+
+def test_methods_that_need_a_gradient_are_left_out_of_all(export, tmp_path, monkeypatch, capsys):
+    without = replace(describe(ClockReward()), differentiable=False)
+    monkeypatch.setattr(ClockReward, "description", without)
+    assert compare(export, tmp_path / "a", "--methods", "all", "--budgets", "100", "--runs", "2") == 0
+    methods = {row["method"] for row in rows(tmp_path / "a")}
+    assert methods == set(budget.NAMES) - set(budget.NEED_GRADIENT)
+    assert "das, which needs a gradient" in (tmp_path / "a" / "report.html").read_text()
+    capsys.readouterr()
+    assert compare(export, tmp_path / "b", "--methods", "das") == 2
+    said = capsys.readouterr().err
+    assert "das needs a gradient" in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize(
