@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from fmtt.baselines import parts
 from fmtt.errors import UserError
 from fmtt.steering import dynamics, setup, smc
 from fmtt.steering import lookahead as lookaheads
 from fmtt.steering import schedule as schedules
-from fmtt.steering.dynamics import Needs, Problem
-from fmtt.steering.result import SearchHistory, SearchResult
+from fmtt.steering.dynamics import Needs
+from fmtt.steering.result import SearchResult
 from fmtt.types import Cond, FlowMap, Reward, VelocityField
 
 NO_LAW = "None: the best of N samples follows no stated law."
@@ -48,18 +49,14 @@ def best_of_n(
     Raises:
         UserError: when arguments contradict each other.
     """
-    if sampler not in SAMPLERS:
-        raise UserError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
+    parts.check_choice("sampler", sampler, SAMPLERS)
     if sampler == "flow_map" and noise != 0:
         raise UserError("noise belongs to sampler='velocity'; a flow map's steps draw none")
     plan = schedules.build(steps, flow_map.interpolant, noise=noise)
     start = setup.particles(
         flow_map, num_samples, num_populations, data_shape, cond, device, dtype, generator=generator
     )
-    field = flow_map.velocity if velocity is None else velocity
-    problem = Problem(
-        field, flow_map.interpolant, lookaheads.NoLookahead(), reward, start.cond, chunk_size, start.cost
-    )
+    problem = parts.problem(flow_map, reward, start, lookaheads.NoLookahead(), chunk_size, velocity)
     x = start.x
     with start.cost.measure(x.device):
         for k in range(steps):
@@ -71,15 +68,5 @@ def best_of_n(
             kernel = dynamics.kernel("sde", flow_map.interpolant, x, now, t, t_next, plan.noises[k])
             draw = smc.normal(tuple(x.shape), generator, x.device, x.dtype) if plan.noises[k] > 0 else None
             x, _ = dynamics.guided(kernel, None, draw)
-        rewards = dynamics.evaluate(problem, x, 1.0, Needs(value=True)).value
-    assert rewards is not None
-    empty = rewards.new_zeros(0, start.num_populations)
-    return SearchResult(
-        samples=x,
-        rewards=rewards.to(x.dtype),
-        population=start.population,
-        history=SearchHistory(empty[:, 0].cpu(), empty, empty),
-        cost=start.cost,
-        base_law=NO_LAW,
-        num_populations=start.num_populations,
-    )
+        rewards = parts.final_rewards(problem, x, start.cond)
+    return parts.unweighted(start, x, rewards, NO_LAW)

@@ -9,6 +9,7 @@ over all channels and pixels: the largest value, 0, is reached exactly where the
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch
@@ -40,18 +41,8 @@ def mean_square(difference: Tensor) -> Tensor:
     return difference.square().flatten(1).mean(1)
 
 
-class Symmetry(Described):
-    """Mirror symmetry across an axis through the centre.
-
-    Args:
-        axis: "vertical" (left mirrors right) or "horizontal" (top mirrors bottom).
-        strength: scale of the reward.
-        value_range: the model values of black and white.
-    """
-
-    description = Description(
-        "mirror symmetry across an axis", True, value_range=(-math.inf, 0.0), space="pixels"
-    )
+class _Mirrored(Described, ABC):
+    """Minus ``strength`` times the mean square of what differs between an image and its mirror image."""
 
     def __init__(
         self,
@@ -64,16 +55,37 @@ class Symmetry(Described):
         self.strength = positive("strength", strength)
         self.value_range = checked_range(value_range)
 
+    @abstractmethod
+    def difference(self, rgb: Tensor, mirrored: Tensor) -> Tensor:
+        """What should vanish, of images in [0, 1]."""
+
     def __call__(self, x1: Tensor, cond: Cond | None = None) -> Tensor:
         """Scores (B,) of images (B, C, H, W)."""
         rgb = to_unit(x1, self.value_range)
-        return -self.strength * mean_square(rgb - reflect(rgb, self.axis))
+        return -self.strength * mean_square(self.difference(rgb, reflect(rgb, self.axis)))
 
     def __repr__(self) -> str:
-        return f"symmetry:axis={self.axis},strength={self.strength:g}"
+        return f"{type(self).__name__.lower()}:axis={self.axis},strength={self.strength:g}"
 
 
-class Antisymmetry(Symmetry):
+class Symmetry(_Mirrored):
+    """Mirror symmetry across an axis through the centre.
+
+    Args:
+        axis: "vertical" (left mirrors right) or "horizontal" (top mirrors bottom).
+        strength: scale of the reward.
+        value_range: the model values of black and white.
+    """
+
+    description = Description(
+        "mirror symmetry across an axis", True, value_range=(-math.inf, 0.0), space="pixels"
+    )
+
+    def difference(self, rgb: Tensor, mirrored: Tensor) -> Tensor:
+        return rgb - mirrored
+
+
+class Antisymmetry(_Mirrored):
     """Mirror antisymmetry: each half is the negative of the other's mirror image.
 
     Args:
@@ -86,13 +98,8 @@ class Antisymmetry(Symmetry):
         "each half is the mirrored negative of the other", True, value_range=(-math.inf, 0.0), space="pixels"
     )
 
-    def __call__(self, x1: Tensor, cond: Cond | None = None) -> Tensor:
-        """Scores (B,) of images (B, C, H, W)."""
-        rgb = to_unit(x1, self.value_range)
-        return -self.strength * mean_square(rgb + reflect(rgb, self.axis) - 1)
-
-    def __repr__(self) -> str:
-        return f"anti{super().__repr__()}"
+    def difference(self, rgb: Tensor, mirrored: Tensor) -> Tensor:
+        return rgb + mirrored - 1
 
 
 class Rotation(Described):
