@@ -62,7 +62,7 @@ class Interpolant(ABC):
     def denoiser(self, velocity: Tensor, x: Tensor, t: Time) -> Tensor:
         """E[x_1 | x_t = x] from the velocity."""
         c = self.coefficients(t, x)
-        return (c.alpha * velocity - c.d_alpha * x) / c.wronskian
+        return torch.addcmul(c.alpha / c.wronskian * velocity, c.d_alpha / c.wronskian, x, value=-1)
 
     def noise(self, velocity: Tensor, x: Tensor, t: Time) -> Tensor:
         """E[x_0 | x_t = x] from the velocity; finite everywhere."""

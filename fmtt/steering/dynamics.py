@@ -33,7 +33,6 @@ from fmtt.steering.kernel import (
     sde_kernel,
     shift_of,
 )
-from fmtt.steering.lookahead import Recomputing
 from fmtt.steering.problem import Evaluation, Needs, Probes, Problem, in_chunks, score
 from fmtt.steering.weights import exact_increment, paper_increment
 from fmtt.tensor import batch_time, dot64, take_cond
@@ -112,14 +111,11 @@ def _nothing(problem: Problem, x: Tensor, t: float, needs: Needs) -> Evaluation:
     none = x.new_empty(0, dtype=torch.float64)
     if t >= 1:
         return Evaluation(value=none, endpoint=x if needs.endpoint else None)
-    looks = needs.value or needs.gradient or needs.endpoint
-    knows_velocity = needs.velocity or (looks and problem.lookahead.uses_velocity)
-    along = needs.gradient and knows_velocity and not problem.probes.zeroth
     return Evaluation(
         x if needs.velocity else None,
         none if needs.value or needs.gradient else None,
         x if needs.gradient else None,
-        none if along else None,
+        none if needs.residual else None,
         x if needs.endpoint else None,
         none if needs.laplacian else None,
     )
@@ -139,7 +135,7 @@ def _evaluate(
         with torch.set_grad_enabled(needs.gradient), plain:
             x_, t_ = x.detach(), t.detach().clone()
             if needs.gradient:
-                x_, t_ = x_.requires_grad_(), t_.requires_grad_()
+                x_, t_ = x_.requires_grad_(), t_.requires_grad_(needs.residual)
             b = problem.velocity(x_, t_, cond) if shares else None
             endpoint = lookahead(x_, t_, cond, b)
             passes = lookahead.passes + shares
@@ -148,27 +144,30 @@ def _evaluate(
                 value = score(problem, endpoint.detach() if zeroth else endpoint, cond)
             if needs.gradient:
                 assert value is not None
-                reverses = 1
+                reverses = recomputations = 1
                 if zeroth:
                     assert probes is not None
                     grad = gradient.zeroth(problem, endpoint, cond, probes)
                     grad = gradient.pull_back(endpoint, x_, grad)
                 else:
-                    grad, d_t = gradient.reverse(value, x_, t_, differentiable=needs.laplacian)
+                    grad, d_t = gradient.reverse(
+                        value, x_, t_ if needs.residual else None, differentiable=needs.laplacian
+                    )
                 if needs.laplacian:
                     assert probes is not None
                     laplacian = gradient.laplacian(grad, x_, probes)
                     reverses += 2 * probes.shape[1]  # back through the reverse pass, and the forward again
+                    recomputations += probes.shape[1]
                 cost.backwards += B * passes * reverses
-                if isinstance(lookahead, Recomputing):
-                    cost.forwards += B * lookahead.recomputed * reverses
+                if problem.recomputing is not None:
+                    cost.forwards += B * problem.recomputing.recomputed * recomputations
     if needs.velocity and b is None:
         b = problem.velocity(x, t, cond)
         cost.forwards += B
     b = None if b is None else b.detach()
     grad = None if grad is None else grad.detach()
-    if d_t is not None and b is not None:
-        assert grad is not None
+    if d_t is not None:
+        assert b is not None and grad is not None
         residual = d_t.detach().double() + dot64(b, grad)
     langevin = None
     if laplacian is not None:

@@ -11,17 +11,26 @@ from fmtt.tensor import dot64, expand_like
 from fmtt.types import Cond
 
 
-def reverse(value: Tensor, x: Tensor, t: Tensor, *, differentiable: bool = False) -> tuple[Tensor, Tensor]:
-    """(grad_x f, d/dt f) of f (B,) by one reverse pass; ``differentiable`` records it for another."""
+def reverse(
+    value: Tensor, x: Tensor, t: Tensor | None, *, differentiable: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """(grad_x f, d/dt f) of f (B,) by one reverse pass; ``differentiable`` records it for another.
+
+    Args:
+        t: (B,), or None where its derivative is not wanted.
+    """
     if not value.requires_grad:
         raise UserError(
             "the reward has no gradient: pass gradient='none' or 'zeroth' together with weights='path'"
         )
     # Of a sum and not of a vector with ones: given a vector, torch imports sympy, for more than a second.
-    d_x, d_t = torch.autograd.grad(value.sum(), (x, t), create_graph=differentiable, allow_unused=True)
+    wanted = (x,) if t is None else (x, t)
+    d_x, *rest = torch.autograd.grad(value.sum(), wanted, create_graph=differentiable, allow_unused=True)
     if d_x is None:
         raise UserError("no gradient reaches x through the reward: pass gradient='none' and weights='path'")
-    return d_x, torch.zeros_like(t) if d_t is None else d_t
+    if t is None:
+        return d_x, None
+    return d_x, torch.zeros_like(t) if rest[0] is None else rest[0]
 
 
 def laplacian(gradient: Tensor, x: Tensor, probes: Tensor) -> Tensor:

@@ -24,6 +24,11 @@ class Kernel(NamedTuple):
     mean: Tensor
     variance: float
 
+    @property
+    def deviation(self) -> float:
+        """Of every coordinate."""
+        return self.variance**0.5
+
 
 def sde_kernel(interpolant: Interpolant, x: Tensor, b: Tensor, t: float, t_next: float, eps: float) -> Kernel:
     """Euler-Maruyama for dx = (b + eps s) dt + sqrt(2 eps) dW, with s = (beta b - beta' x) / (W alpha).
@@ -33,8 +38,9 @@ def sde_kernel(interpolant: Interpolant, x: Tensor, b: Tensor, t: float, t_next:
     h = t_next - t
     if eps == 0:
         return Kernel(torch.add(x, b, alpha=h), 0.0)
-    parts = (interpolant.alpha, interpolant.beta, interpolant.d_alpha, interpolant.d_beta)
-    alpha, beta, d_alpha, d_beta = (_at(part, t) for part in parts)
+    now = torch.tensor(t, dtype=torch.float64)
+    alpha, beta = interpolant.alpha(now).item(), interpolant.beta(now).item()
+    d_alpha, d_beta = interpolant.d_alpha(now).item(), interpolant.d_beta(now).item()
     scale = h * eps / (alpha * (alpha * d_beta - d_alpha * beta))
     return Kernel(((1 - scale * d_beta) * x).add_(b, alpha=h + scale * beta), 2 * eps * h)
 
@@ -73,47 +79,66 @@ def interpolate_towards(
     return _at(interpolant.beta, t_next) * endpoint + _at(interpolant.alpha, t_next) * noise
 
 
-def guided(kernel: Kernel, shift: Tensor | None, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+class Shift(NamedTuple):
+    """A guidance increment g = factor * direction.
+
+    Attributes:
+        direction: (B, *D).
+        factor: one for all, or one per particle (B,), float64.
+        square: |direction|^2 (B,), float64.
+    """
+
+    direction: Tensor
+    factor: float | Tensor
+    square: Tensor
+
+    @property
+    def length_squared(self) -> Tensor:
+        """|g|^2 (B,), float64."""
+        return self.factor**2 * self.square
+
+
+def guided(kernel: Kernel, shift: Tensor | Shift | None, noise: Tensor | None) -> tuple[Tensor, Tensor]:
     """Draw x' ~ N(m + g, v I) and weigh it against N(m, v I).
 
     Args:
-        shift: g (B, *D) or None.
+        shift: g (B, *D), or as a Shift, which spares its own tensor; or None.
         noise: standard normals (B, *D); None in a deterministic step, which takes no guidance.
 
     Returns:
         x' (B, *D), and log N(x'; m, v) - log N(x'; m + g, v) as float64 (B,).
     """
-    B = kernel.mean.shape[0]
-    zero = kernel.mean.new_zeros(B, dtype=torch.float64)
-    if kernel.variance == 0 or noise is None:
-        return kernel.mean, zero
-    deviation = kernel.variance**0.5
-    x = torch.add(kernel.mean, noise, alpha=deviation)
-    if shift is None:
-        return x, zero
-    log_ratio = -dot64(shift, noise) / deviation - dot64(shift, shift) / (2 * kernel.variance)
-    return x.add_(shift), log_ratio
+    x, still = kernel.mean, kernel.variance == 0 or noise is None
+    if not still:
+        x = torch.add(x, noise, alpha=kernel.deviation)
+    if still or shift is None:
+        return x, x.new_zeros(len(x), dtype=torch.float64)
+    if isinstance(shift, Tensor):
+        shift = Shift(shift, 1.0, dot64(shift, shift))
+    factor, along = shift.factor, dot64(shift.direction, noise)
+    log_ratio = -factor * along / kernel.deviation - shift.length_squared / (2 * kernel.variance)
+    if isinstance(factor, Tensor):
+        return x.addcmul_(expand_like(factor, x).to(x.dtype), shift.direction), log_ratio
+    return x.add_(shift.direction, alpha=factor), log_ratio
 
 
 def shift_of(
     gradient: Tensor, kernel: Kernel, h: float, strength: float | Tensor, guidance: float, chi: float
-) -> Tensor:
-    """The guidance increment g (B, *D) = (guidance v/2 + chi h) lambda grad f; v/2 is eps h in the SDE.
+) -> Shift:
+    """The guidance increment g = (guidance v/2 + chi h) lambda grad f; v/2 is eps h in the SDE.
 
     Args:
         strength: lambda, one for all or one per particle (B,).
     """
     factor = (guidance * kernel.variance / 2 + chi * h) * strength
-    if isinstance(factor, Tensor):
-        factor = expand_like(factor, gradient).to(gradient.dtype)
-    return factor * gradient
+    return Shift(gradient, factor, dot64(gradient, gradient))
 
 
 def normalized_shift(gradient: Tensor, kernel: Kernel, guidance: float) -> Tensor:
     """An increment (B, *D) of ``guidance`` standard deviations of the step's noise along the gradient,
     whatever the reward's scale; 0 where the gradient is."""
     norm = expand_like(gradient.flatten(1).norm(dim=1), gradient)
-    return (guidance * kernel.variance**0.5) * gradient / norm.clamp_min(torch.finfo(gradient.dtype).tiny)
+    return (guidance * kernel.deviation) * gradient / norm.clamp_min(torch.finfo(gradient.dtype).tiny)
 
 
 def _at(coefficient: Callable[[Tensor], Tensor], t: float) -> float:

@@ -234,6 +234,11 @@ def choose(
     return build(lookahead, steps, other_map or flow_map, velocity, tol=tol, checkpoint=checkpoint)
 
 
+def described(lookahead: str | Lookahead, tol: float, checkpoint: bool) -> tuple[str, float, bool]:
+    """What processes that share a run can compare of their look-aheads."""
+    return lookahead if isinstance(lookahead, str) else type(lookahead).__name__, tol, checkpoint
+
+
 def _call(checkpoint: bool, network: Callable[..., Tensor], *args: object) -> Tensor:
     """``network(*args)``; in a recorded graph, without what is inside it."""
     if checkpoint and torch.is_grad_enabled():

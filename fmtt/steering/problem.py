@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from fmtt.errors import UserError
 from fmtt.flow.interpolant import Interpolant
 from fmtt.steering.cost import Cost
-from fmtt.steering.lookahead import Lookahead
+from fmtt.steering.lookahead import Lookahead, Recomputing
 from fmtt.steering.ranks import ALONE, Ranks
 from fmtt.tensor import take_cond
 from fmtt.types import Cond, Reward, VelocityField
@@ -60,12 +61,18 @@ class Problem:
         if not 0 < self.probes.scale < float("inf"):
             raise UserError(f"probe_scale must be positive, got {self.probes.scale}")
 
+    @cached_property
+    def recomputing(self) -> Recomputing | None:
+        """The look-ahead, if it repeats forwards in a reverse pass."""
+        return self.lookahead if isinstance(self.lookahead, Recomputing) else None
+
 
 class Needs(NamedTuple):
     """Which quantities of a state are wanted; each costs only what it must.
 
     Attributes:
         laplacian: whether L f is wanted too; needs velocity and gradient.
+        residual: whether d/dt f + b . grad f is wanted too; needs velocity and gradient.
     """
 
     velocity: bool = False
@@ -73,6 +80,7 @@ class Needs(NamedTuple):
     gradient: bool = False
     endpoint: bool = False
     laplacian: bool = False
+    residual: bool = False
 
 
 class Evaluation(NamedTuple):
@@ -82,7 +90,7 @@ class Evaluation(NamedTuple):
         velocity: b (B, *D).
         value: f (B,) in float64.
         gradient: grad_x f (B, *D).
-        residual: c = d/dt f + b . grad f (B,) in float64; needs gradient and velocity.
+        residual: c = d/dt f + b . grad f (B,) in float64.
         endpoint: the look-ahead l_t(x) (B, *D).
         langevin: an unbiased estimate of L f = Laplacian f + s . grad f (B,) in float64.
     """

@@ -43,8 +43,9 @@ class TiltResult:
     Attributes:
         samples: (P*N, *D).
         log_weights: (P*N,) float64, as they stand after the last resampling.
-        log_z: estimate of log E[e^r] under the base law; a scalar, or (P,) for several populations.
-        ess: effective sample size as a fraction of N; a scalar, or (P,).
+        log_z: estimate of log E[e^r] under the base law; a scalar, or (P,) for several populations. nan with
+            weights="none", which estimate nothing.
+        ess: effective sample size as a fraction of N, before a final resampling; a scalar, or (P,).
         rewards: (P*N,) of the samples.
         population: (P*N,) the population of each sample.
         eve: (P*N,) the initial particle (within its population) that each sample descends from.
@@ -79,7 +80,7 @@ class TiltResult:
     def pooled_log_weights(self) -> Tensor:
         """Log-weights (P*N,) of independent runs of one problem taken together, each weighted by its Z."""
         table = self.log_weights.reshape(self.num_populations, -1)
-        log_z = self.log_z.reshape(self.num_populations)
+        log_z = self.log_z.reshape(self.num_populations).nan_to_num()  # without weights all count alike
         return (table + (log_z - smc.log_mean_exp(table))[:, None]).reshape(-1)
 
     def expect(self, f: Callable[[Tensor], Tensor], *, pool: bool = False) -> Expectation:

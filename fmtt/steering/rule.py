@@ -93,9 +93,13 @@ class Rule:
         """Whether chi is positive somewhere."""
         return any(chi != 0 for chi in self.drifts)
 
+    @cached_property
+    def _noisy(self) -> tuple[bool, ...]:
+        return noisy_steps(self.plan.noises, self.kernel)
+
     def noisy(self, k: int) -> bool:
         """Whether step k draws noise."""
-        return 0 <= k < self.plan.num_steps and noisy_steps(self.plan.noises, self.kernel)[k]
+        return 0 <= k < self.plan.num_steps and self._noisy[k]
 
     def active(self, k: int) -> bool:
         """Whether lambda at t_k may be other than 0."""
@@ -103,6 +107,13 @@ class Rule:
 
     def needs(self, k: int) -> Needs:
         """What has to be known of the particles at t_k."""
+        return self._needs[k]
+
+    @cached_property
+    def _needs(self) -> tuple[Needs, ...]:
+        return tuple(self._needed(k) for k in range(self.plan.num_steps + 1))
+
+    def _needed(self, k: int) -> Needs:
         K = self.plan.num_steps
         if k == K:
             return Needs(value=True)
@@ -110,28 +121,28 @@ class Rule:
         steered = any(self.active(j) and self.noisy(j) for j in range(k, min(k + self.every, K)))
         gradient = self.guides and looks and steered
         renoises = self.kernel == "renoise"
-        laplacian = False
+        laplacian = residual = False
         if self.weights == "exact":
             value, differs = True, self.noisy(k) or self.noisy(k - 1)
             gradient = gradient or (self.active(k) and differs)
+            residual = gradient
             laplacian = gradient and self.drifts_any
         elif self.weights == "path":
             value = self.active(k) and (looks or renoises)
         else:
             value = self.weights == "paper"
-        return Needs(not renoises, value or gradient, gradient, renoises, laplacian)
+        return Needs(not renoises, value or gradient, gradient, renoises, laplacian, residual)
 
     @cached_property
     def looks_left(self) -> tuple[int, ...]:
         """How many of the arrivals after t_k compute rewards, for every k < K."""
-        seen = [self.needs(k).value for k in range(self.plan.num_steps + 1)]
+        seen = [needs.value for needs in self._needs]
         return tuple(sum(seen[k + 1 :]) for k in range(self.plan.num_steps))
 
     def reward_calls(self, probes: int) -> int:
         """Reward calls per particle, with ``probes`` antithetic pairs for each zeroth-order gradient."""
-        needs = [self.needs(k) for k in range(self.plan.num_steps + 1)]
-        pairs = probes * sum(n.gradient for n in needs) if self.gradient == "zeroth" else 0
-        return sum(n.value for n in needs) + 2 * pairs
+        pairs = probes * sum(n.gradient for n in self._needs) if self.gradient == "zeroth" else 0
+        return sum(n.value for n in self._needs) + 2 * pairs
 
 
 def check(rule: Rule) -> None:

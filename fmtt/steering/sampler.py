@@ -88,11 +88,13 @@ def init(problem: Problem, rule: Rule, x: Tensor, generator: torch.Generator | N
 
 def step(problem: Problem, rule: Rule, state: State, generator: torch.Generator | None) -> tuple[State, Info]:
     """Move, weigh and, where due, resample all particles."""
-    k, particles, now, ranks = state.step, state.particles, state.particles.evaluation, problem.ranks
+    k, ranks = state.step, problem.ranks
     table = (rule.num_populations, rule.num_particles)
     total = rule.num_populations * rule.num_particles
     t_next = rule.plan.times[k + 1]
     x, log_ratio, sizes = _move(problem, rule, state, generator)
+    state = _moved(rule, state)
+    particles, now = state.particles, state.particles.evaluation
     after = dynamics.evaluate(problem, x, t_next, rule.needs(k + 1), generator=generator, total=total)
 
     reached, strength = _strengthen(ranks, rule, state, after)
@@ -146,7 +148,7 @@ def step(problem: Problem, rule: Rule, state: State, generator: torch.Generator 
 def _move(
     problem: Problem, rule: Rule, state: State, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """x' (B, *D), its log density ratio (B,), and the squared lengths of guidance and unguided move.
+    """x' (B, *D), its log density ratio (B,), and the squared lengths (B,) of guidance and unguided move.
 
     All else that a move computes is gone before the look-ahead, which needs the memory.
     """
@@ -154,6 +156,8 @@ def _move(
     x, t, t_next = particles.x, rule.plan.times[k], rule.plan.times[k + 1]
     kernel = dynamics.kernel(rule.kernel, problem.interpolant, x, now, t, t_next, rule.plan.noises[k])
     noise = shift = None
+    zero = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    sizes = zero, zero
     if rule.noisy(k):
         shape = (state.log_weights.numel(), *x.shape[1:])
         noise = ranks.share(smc.normal(shape, generator, x.device, x.dtype))
@@ -162,8 +166,21 @@ def _move(
             shift = dynamics.shift_of(
                 particles.gradient, kernel, t_next - t, held, rule.guidance, rule.drifts[k]
             )
+            sizes = shift.length_squared, _unguided(kernel, x, now, t_next - t)
     moved, log_ratio = dynamics.guided(kernel, shift, noise)
-    return moved, log_ratio, _squares(shift, kernel, x, now, t_next - t)
+    return moved, log_ratio, sizes
+
+
+def _moved(rule: Rule, state: State) -> State:
+    """The state without what nobody asks for once the particles have moved on, which frees its memory."""
+    k, particles = state.step, state.particles
+    now = particles.evaluation._replace(velocity=None, endpoint=None)
+    if rule.drifts[k] == 0:
+        now = now._replace(gradient=None)
+    particles = particles._replace(x=particles.x.new_empty(0), evaluation=now)
+    if rule.needs(k + 1).gradient:
+        particles = particles._replace(gradient=None)
+    return state._replace(particles=particles)
 
 
 def _held(ranks: Ranks, rule: Rule, state: State) -> float | Tensor:
@@ -228,13 +245,7 @@ def _resample(
     return State(state.step, particles, log_weights, kept, state.strength), ancestors, due
 
 
-def _squares(
-    shift: Tensor | None, kernel: Kernel, x: Tensor, now: Evaluation, h: float
-) -> tuple[Tensor, Tensor]:
-    """Squared lengths (B,) of the guidance increment and of the unguided move; 0 without guidance."""
-    if shift is None:
-        zero = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        return zero, zero
+def _unguided(kernel: Kernel, x: Tensor, now: Evaluation, h: float) -> Tensor:
+    """Squared length (B,) of the move without guidance and, where the velocity is known, without noise."""
     move, scale = (kernel.mean - x, 1.0) if now.velocity is None else (now.velocity, h)
-    guided, unguided = (torch.linalg.vector_norm(v.flatten(1), dim=1).double() for v in (shift, move))
-    return guided.square(), (scale * unguided).square()
+    return (scale * torch.linalg.vector_norm(move.flatten(1), dim=1).double()).square()

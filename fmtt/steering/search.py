@@ -124,7 +124,9 @@ def search(
     ranks, generator = setup.meet(flow_map, x_init, device, processes, rank_timeout, generator)
     sizes = (plan, num_particles, num_populations, keep, chosen, tempered, lookahead_steps, num_probes)
     moves = (kernel, guidance, step_size, gradient, probe_scale, max_reward_calls)
-    ranks.check_agreement((sizes, moves), generator, x_init, *(cond or {}).values())
+    looks = lookaheads.described(lookahead, lookahead_tol, checkpoint)
+    told = (sizes, moves, looks, x_init_is, dtype, tuple(cond or ()))
+    ranks.check_agreement(told, generator, x_init, *(cond or {}).values())
     start = setup.particles(
         flow_map,
         num_particles,
@@ -196,4 +198,10 @@ def search(
     )
     if judge is None:
         return result
-    return replace(result, judge_rewards=judge(result.best, take_cond(start.cond, result.best_rows)))
+    with ranks.together("judging"):
+        judged = judge(result.best, take_cond(start.cond, result.best_rows))
+        if judged.shape != (P,) or not bool(judged.isfinite().all()):
+            raise UserError(
+                f"the judge must return a finite number for each of {P} samples, got {judged.tolist()}"
+            )
+    return replace(result, judge_rewards=judged)

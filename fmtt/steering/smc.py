@@ -52,23 +52,19 @@ def log_mean_exp(log_weights: Tensor) -> Tensor:
 
 def ess_fraction(log_weights: Tensor) -> Tensor:
     """Effective sample size over N: (P, N) to (P,) in [1/N, 1]."""
-    log_ess = 2 * torch.logsumexp(log_weights, 1) - torch.logsumexp(2 * log_weights, 1)
-    return (log_ess.exp() / log_weights.shape[1]).clamp_max(1.0)
+    square = torch.softmax(log_weights, 1).square().sum(1)
+    return (1 / (square * log_weights.shape[1])).clamp_max(1.0)
 
 
 def increment_statistics(log_weights: Tensor, increments: Tensor) -> Increment:
     """Statistics of ``increments`` (P, N) under the weights held before them (P, N)."""
-    log_p = torch.log_softmax(log_weights, dim=1)
-    first = torch.logsumexp(log_p + increments, 1)
-    second = torch.logsumexp(log_p + 2 * increments, 1)
-    before, after = _variance(log_p, increments), _variance(log_weights + increments, increments)
+    log_p = torch.log_softmax(log_weights, 1)
+    tilted = log_p + increments
+    first, second = torch.logsumexp(torch.stack([tilted, tilted + increments]), 2)
+    p = torch.stack([log_p.exp(), torch.softmax(tilted, 1)])
+    mean = (p * increments).sum(2, keepdim=True)
+    before, after = (p * (increments - mean).square()).sum(2)
     return Increment(before, (before.sqrt() + after.sqrt()) / 2, second - 2 * first)
-
-
-def _variance(log_weights: Tensor, values: Tensor) -> Tensor:
-    p = torch.softmax(log_weights, dim=1)
-    mean = (p * values).sum(1, keepdim=True)
-    return (p * (values - mean).square()).sum(1)
 
 
 def flat_index(ancestors: Tensor, num_particles: int) -> Tensor:
@@ -78,11 +74,19 @@ def flat_index(ancestors: Tensor, num_particles: int) -> Tensor:
 
 
 def gather(state: T, index: Tensor) -> T:
-    """Select rows of **every** per-particle tensor of a NamedTuple, nested ones too; None stays None."""
+    """Select rows of **every** per-particle tensor of a NamedTuple, nested ones too; None stays None.
+
+    A tensor that it holds twice is selected once.
+    """
+    done: dict[int, Tensor] = {}
 
     def rows(value: Any) -> Any:
         if value is None:
             return None
-        return gather(value, index) if isinstance(value, tuple) else value[index]
+        if isinstance(value, tuple):
+            return type(value)(*map(rows, value))
+        if id(value) not in done:
+            done[id(value)] = value[index]
+        return done[id(value)]
 
-    return type(state)(*(rows(value) for value in state))
+    return rows(state)

@@ -136,7 +136,9 @@ def tilt(
     sizes = (plan, drifts, num_particles, num_populations, lookahead_steps, num_probes, probe_scale)
     moves = (weights, kernel, guidance, gradient, gradient_every, max_reward_calls)
     resampling = (resample, ess_threshold, resample_at, resample_share, final_resample)
-    ranks.check_agreement((sizes, moves, resampling), generator, x_init, *(cond or {}).values())
+    looks = lookaheads.described(lookahead, lookahead_tol, checkpoint)
+    told = (sizes, moves, resampling, looks, x_init_is, dtype, tuple(cond or ()))
+    ranks.check_agreement(told, generator, x_init, *(cond or {}).values())
     start = setup.particles(
         flow_map,
         num_particles,
@@ -184,26 +186,31 @@ def tilt(
 
     total, start = len(start.x), replace(start, x=x.new_empty(0))
     with start.cost.measure(x.device):
-        state = sampler.init(problem, rule, x, generator)
+        held = [sampler.init(problem, rule, x, generator)]
         del x  # only the sampler holds the particles, and lets them go as they move
         infos: list[sampler.Info] = []
         for _ in range(plan.num_steps):
-            state, info = sampler.step(problem, rule, state, generator)
+            *held, info = sampler.step(problem, rule, held.pop(), generator)
             infos.append(info)
+    state = held[0]
     final = state.particles
     assert final.evaluation.value is not None
     samples = ranks.gather(final.x, total)
     single = start.num_populations == 1
-    ess = infos[-1].ess
+    ess, history = infos[-1].ess, _history(infos)
+    log_z = state.log_z
+    if weights == "none":  # nothing was weighed, so nothing is known of Z
+        log_z = torch.full_like(log_z, float("nan"))
+        history = history._replace(log_z=torch.full_like(history.log_z, float("nan")))
     return TiltResult(
         samples=samples,
         log_weights=state.log_weights.reshape(-1),
-        log_z=state.log_z[0] if single else state.log_z,
+        log_z=log_z[0] if single else log_z,
         ess=ess[0] if single else ess,
         rewards=ranks.gather(final.evaluation.value, total).to(samples.dtype),
         population=start.population,
         eve=ranks.gather(final.eve, total),
-        history=_history(infos),
+        history=history,
         cost=start.cost.over(ranks),
         base_law=rules.base_law(rule, None if x_init is None else x_init_is, t_start),
         num_populations=start.num_populations,

@@ -71,6 +71,27 @@ def test_cost_is_what_the_network_did(
     assert result.cost.passes == N * (K + looks * (K - 1) + 2 * differentiated * steered)
 
 
+@pytest.mark.parametrize("probes", [0, 1, 2])
+def test_every_forward_that_is_repeated_is_counted(product_mixture: Any, probes: int) -> None:
+    """Once for the gradient, and once more for each probe of its divergence."""
+    base, seen = product_mixture(1), 0
+
+    class Counted(type(base)):
+        def velocity(self, x: Tensor, *args: Any) -> Tensor:
+            nonlocal seen
+            seen += len(x)
+            return super().velocity(x, *args)
+
+        def __call__(self, x: Tensor, *args: Any) -> Tensor:
+            nonlocal seen
+            seen += len(x)
+            return super().__call__(x, *args)
+
+    drift: dict[str, Any] = {"chi": 0.3, "num_probes": probes} if probes else {}
+    options = {"num_particles": 4, "num_steps": 4, "lookahead_steps": 2, "weights": "exact"}
+    assert tilt(Counted(1), checkpoint=True, **options, **drift).cost.forwards == seen
+
+
 def test_exact_weights_cost_one_reverse_pass_a_step() -> None:
     """One reward call more tells whether the reward has a gradient."""
     flow, N, K = Gaussian([0.2], 0.5), 10, 8

@@ -17,7 +17,7 @@ from fmtt.steering import lookahead as lookaheads
 from fmtt.steering.cost import Cost
 from fmtt.steering.dynamics import Evaluation, Kernel, Needs, Problem
 
-ALL = Needs(velocity=True, value=True, gradient=True, endpoint=True, laplacian=True)
+ALL = Needs(velocity=True, value=True, gradient=True, endpoint=True, laplacian=True, residual=True)
 
 
 def reward(x: Tensor, cond: Any = None) -> Tensor:

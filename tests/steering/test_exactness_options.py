@@ -65,6 +65,17 @@ def test_exact_weights_with_a_drift(lookahead: str) -> None:
     check_exact(Close, CloseWrong, 1, lookahead, chi=0.4)
 
 
+@pytest.mark.parametrize(
+    "lookahead",
+    ["flow_map", *(pytest.param(x, marks=pytest.mark.slow) for x in LOOKAHEADS if x != "flow_map")],
+)
+def test_path_weights_with_a_drift_between_separated_modes(
+    product_mixture: Any, wrong_map: Any, lookahead: str, reference: Any
+) -> None:
+    """No Laplacian is asked for, so a map that bends sharply costs no more steps than any other."""
+    check_path(product_mixture, wrong_map, 1, lookahead, "systematic", reference, chi=lambda t: 0.4 * (1 - t))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("lookahead", LOOKAHEADS)

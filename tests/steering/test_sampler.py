@@ -226,6 +226,8 @@ def test_rewards_without_gradient_need_path_weights(product_mixture: Any) -> Non
 def test_guidance_without_weights_says_so(product_mixture: Any) -> None:
     result = tilt(product_mixture(1), weights="none", guidance=2.0)
     assert not result.log_weights.any() and result.base_law.startswith("None")
+    assert result.log_z.isnan() and result.history.log_z.isnan().all()
+    assert not result.pooled_log_weights.any()
 
 
 def test_the_papers_weights_warn(product_mixture: Any) -> None:

@@ -115,6 +115,12 @@ def test_tempered_selection_draws_by_reward_and_keeps_more_alive() -> None:
     assert warm.distinct_ancestors.double().mean() > cold.distinct_ancestors.double().mean()
 
 
+def test_a_judge_that_answers_nonsense_is_named() -> None:
+    for wrong in (lambda x, c: torch.full((7,), float("nan")), lambda x, c: x[:, 0] / 0):
+        with pytest.raises(UserError, match="the judge must return a finite number for each"):
+            search(judge=wrong, kernel="renoise")
+
+
 def test_diversity_and_judge_are_reported() -> None:
     found = search(judge=lambda x, c: x[:, 0], kernel="renoise")
     assert found.eve is not None and found.distinct_ancestors is not None
