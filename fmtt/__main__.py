@@ -1,4 +1,4 @@
-"""``fmtt info | rewards | sample | tilt | search | evaluate | certify | compare | prompts``.
+"""``fmtt info | rewards | sample | tilt | search | evaluate | certify | compare | prompts | edit``.
 
 Exit status: 0 done; 2 what the user gave is wrong (one line on stderr); 1 anything else.
 """

@@ -4,6 +4,15 @@ pipe = FMTTPipeline.from_pretrained("black-forest-labs/FLUX.1-dev", dtype=torch.
 pipe.flow_map = fmtt.load("my-flow-map", dtype=torch.bfloat16)
 out = pipe("a clock that reads 3:47", reward=my_reward, num_particles=8, num_inference_steps=16)
 out.images, out.rewards, out.log_weights
+
+Editing by words starts from a given picture and follows a question; ``fmtt edit`` does it at a shell:
+
+reward = VisionLanguage("Qwen/Qwen2.5-VL-3B-Instruct", "Does the clock read 3:47?")
+out = pipe("a clock", image=photo, strength=0.6, reward=reward, num_particles=8)
+out.result.base_law  # the law that was tilted: here that of the picture noised to t = 0.4
+
+``mask_image`` leaves free what is white in it and replaces the rest by the picture. For an edit that agrees
+with the rest in law, add :class:`fmtt.rewards.inverse.Inpainting` to the reward instead.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -11,30 +20,23 @@ out.images, out.rewards, out.log_weights
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
+import diffusers
 import torch
-from diffusers import (
-    AutoencoderDC,
-    AutoencoderKL,
-    DiffusionPipeline,
-    FlowMapEulerDiscreteScheduler,
-    FluxTransformer2DModel,
-    SanaTransformer2DModel,
-    SD3Transformer2DModel,
-)
-from diffusers.image_processor import VaeImageProcessor
+from diffusers import DiffusionPipeline, FlowMapEulerDiscreteScheduler
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from fmtt.errors import UserError
 from fmtt.flow.flow_map import NeuralFlowMap
-from fmtt.flow.interpolant import Linear
-from fmtt.models.diffusers import export, pretrained
+from fmtt.models.diffusers import editing, export, pretrained
 from fmtt.models.diffusers.adapters import adapter_layers
-from fmtt.models.diffusers.decoder import DecodedReward, Decoder
+from fmtt.models.diffusers.decoder import OUTPUTS, DecodedReward, Decoder, as_output
 from fmtt.models.diffusers.steps import StepEnd, ToldVelocity, sample_through, times_of
 from fmtt.models.diffusers.student import network_of
 from fmtt.steering.cost import Cost
@@ -42,12 +44,18 @@ from fmtt.steering.result import SearchResult, TiltResult
 from fmtt.steering.search import search
 from fmtt.steering.setup import particles
 from fmtt.steering.tilt import tilt
-from fmtt.types import Reward, VelocityField
+from fmtt.types import Reward
+
+if TYPE_CHECKING:
+    Transformer = Autoencoder = diffusers.ModelMixin
+else:  # from_pipe takes over models of the annotated classes only
+    _names = [family.names for family in pretrained.FAMILIES.values()]
+    Transformer = reduce(or_, [getattr(diffusers, own.transformer) for own in _names])
+    Autoencoder = reduce(or_, [getattr(diffusers, own.vae) for own in _names])
 
 MODES = ("tilt", "search")
 FLOW_MAP = "flow_map"
 """Folder of the flow map's own weights inside a pipeline's folder."""
-OUTPUTS = ("pil", "np", "pt", "latent")
 
 
 @dataclass
@@ -71,7 +79,7 @@ class FMTTPipelineOutput(BaseOutput):
 
 
 class FMTTPipeline(DiffusionPipeline):
-    """Text-to-image by a flow map, with or without a reward, for FLUX.1, SD3 and SANA.
+    """Text-to-image by a flow map, with or without a reward, for every family of :data:`FAMILIES`.
 
     ``flow_map`` is a map over this pipeline's kind of latents (from :func:`fmtt.load`); without one, the
     pipeline's own transformer serves, a step of which is an Euler step. The transformer and the autoencoder
@@ -84,8 +92,8 @@ class FMTTPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        transformer: FluxTransformer2DModel | SD3Transformer2DModel | SanaTransformer2DModel,
-        vae: AutoencoderKL | AutoencoderDC,
+        transformer: Transformer,
+        vae: Autoencoder,
         scheduler: Any,
         text_encoder: Any,
         tokenizer: Any,
@@ -110,7 +118,7 @@ class FMTTPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, where: Any, **options: Any) -> Any:
-        """Of any pipeline of the three families, from a folder or the hub; with the flow map saved there.
+        """Of any pipeline of the families, from a folder or the hub; with the flow map saved there.
 
         Raises:
             UserError: when files are missing, pickled, or of no family known here.
@@ -150,6 +158,9 @@ class FMTTPipeline(DiffusionPipeline):
         *,
         height: int | None = None,
         width: int | None = None,
+        image: Any = None,
+        mask_image: Any = None,
+        strength: float = 0.6,
         num_inference_steps: int = 16,
         guidance_scale: float | None = None,
         negative_prompt: str = "",
@@ -172,6 +183,10 @@ class FMTTPipeline(DiffusionPipeline):
         Args:
             prompt: one, or several; each is a population of its own.
             height, width: in pixels.
+            image: a picture to edit, or one per prompt: PIL images, arrays or tensors in [0, 1].
+            mask_image: white where ``image`` is painted anew; the rest is replaced by the picture, noised.
+            strength: how much of ``image`` is lost, in (0, 1]: the noise level at the start, rounded up to a
+                step. Of the steps the last ceil(strength * num_inference_steps) are taken.
             num_inference_steps: steps of the flow map, or K of the tilt or search.
             guidance_scale: w; None leaves guidance out, where the model can do without.
             num_images_per_prompt: without a reward; with one, ``num_particles`` says.
@@ -202,46 +217,53 @@ class FMTTPipeline(DiffusionPipeline):
             max_sequence_length=max_sequence_length,
         )
         cond["prompt_index"] = torch.arange(len(prompts), device=self._execution_device)
-        shared: dict[str, Any] = {"cond": cond, "generator": generator, "dtype": torch.float32}
-        shared |= {"device": self._execution_device, "num_populations": len(prompts)}
         whole = Decoder(self.vae, max_batch=chunk_size)
-        if reward is None:
-            N = num_images_per_prompt
-            start = particles(flow_map, N, x_init=latents, **shared)
-            times = times_of(sigmas, num_inference_steps)
-            told = None if callback_on_step_end is None else self._told(callback_on_step_end)
-            x = sample_through(flow_map, start.x, start.cond, times, chunk_size, told)
-            cost = Cost(forwards=x.shape[0] * (len(times) - 1), populations=len(prompts))
-            return FMTTPipelineOutput(images=self._images(x, whole, output_type, cost), cost=cost)
-        decoder = Decoder(self.vae, **{"max_batch": chunk_size, **(decode or {})})
-        shared |= {"num_particles": num_particles, "chunk_size": chunk_size, "x_init": latents}
-        shared |= {"num_steps": num_inference_steps, **steering}
-        if sigmas is not None:
-            shared |= {"times": torch.tensor(times_of(sigmas, num_inference_steps))}
-        if mode == "search":
-            found = search(flow_map, DecodedReward(reward, decoder), **shared)
-            found.cost.decodes += decoder.decodes
-            images = self._images(found.samples, whole, output_type, found.cost)
-            return FMTTPipelineOutput(images=images, rewards=found.rewards, cost=found.cost, result=found)
-        if callback_on_step_end is not None:
-            field = cast(VelocityField, shared.get("velocity") or flow_map.velocity)
-            shared["velocity"] = ToldVelocity(field, self._told(callback_on_step_end))
-        result = tilt(flow_map, DecodedReward(reward, decoder), **shared)
-        if callback_on_step_end is not None:
-            shared["velocity"].finish(num_inference_steps, result.samples)
-        result.cost.decodes += decoder.decodes
-        return FMTTPipelineOutput(
-            images=self._images(result.samples, whole, output_type, result.cost),
-            rewards=result.rewards,
-            log_weights=result.log_weights,
-            log_z=result.log_z,
-            cost=result.cost,
-            result=result,
+        start = editing.begin(
+            flow_map,
+            whole,
+            times_of(sigmas, num_inference_steps),
+            flow_map.data_shape,
+            image=image,
+            mask_image=mask_image,
+            strength=strength,
+            latents=latents,
+            copies=num_images_per_prompt if reward is None else num_particles,
+            factor=pretrained.compression(self.vae.config),
+            generator=generator,
+            device=self._execution_device,
         )
+        free = start.free(flow_map)
+        shared: dict[str, Any] = {"cond": cond, "generator": generator, "dtype": torch.float32}
+        shared |= {"device": self._execution_device, "num_populations": len(prompts), **start.particles}
+        told = None if callback_on_step_end is None else self._told(callback_on_step_end, start)
+        if reward is None:
+            batch = particles(free, num_images_per_prompt, **shared)
+            x = sample_through(free, batch.x, batch.cond, start.times, chunk_size, told)
+            cost = Cost(forwards=x.shape[0] * (len(start.times) - 1), populations=len(prompts))
+            return FMTTPipelineOutput(self._images(start.whole(x, 1.0), whole, output_type, cost), cost=cost)
+        decoder = Decoder(self.vae, **{"max_batch": chunk_size, **(decode or {})})
+        steps = len(start.times) - 1
+        shared |= {"num_particles": num_particles, "num_steps": steps, "chunk_size": chunk_size}
+        shared |= start.steering(steering)
+        if sigmas is not None or image is not None:
+            shared |= {"times": torch.tensor(start.times, dtype=torch.float64)}
+        field: Any = shared.get("velocity") or free.velocity
+        if told is not None:
+            shared["velocity"] = field = ToldVelocity(field, told)
+        run = search if mode == "search" else tilt
+        result = run(free, start.reward(DecodedReward(reward, decoder)), **shared)
+        if isinstance(field, ToldVelocity):
+            field.finish(steps, result.samples)
+        result.cost.decodes += decoder.decodes
+        law = result.base_law + (start.law if mode == "tilt" else "")
+        result = replace(result, samples=start.whole(result.samples, 1.0), base_law=law)
+        images = self._images(result.samples, whole, output_type, result.cost)
+        weights: dict[str, Any] = {}
+        if isinstance(result, TiltResult):
+            weights = {"log_weights": result.log_weights, "log_z": result.log_z}
+        return FMTTPipelineOutput(images, result.rewards, cost=result.cost, result=result, **weights)
 
-    def _check(
-        self, mode: str, output_type: str, reward: Any, callback: Any, steering: dict[str, Any]
-    ) -> None:
+    def _check(self, mode: str, output_type: str, reward: Any, callback: Any, steering: Any) -> None:
         if mode not in MODES:
             raise UserError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
         if output_type not in OUTPUTS:
@@ -255,27 +277,17 @@ class FMTTPipeline(DiffusionPipeline):
 
     def _map(self, height: int | None, width: int | None) -> NeuralFlowMap:
         """The flow map, for latents of the size that is asked for."""
-        config = self.transformer.config
-        family = pretrained.family_of(type(self.transformer).__name__, "the pipeline")
-        given = self.flow_map
-        network = family(self.transformer) if given is None else network_of(given)
-        if type(network) is not family:
-            raise UserError(
-                f"flow_map is of family {network.names.family}, the pipeline of {family.names.family}"
-            )
-        factor = pretrained.compression(self.vae.config)
-        shape = pretrained.latent_shape(family, config, factor, height, width)
-        if given is not None and height is None and width is None:
-            shape = given.data_shape
-        law = Linear() if given is None else given.interpolant
-        return NeuralFlowMap(network, law, shape).to(self._execution_device).eval()
+        sized = pretrained.sized(self.flow_map, self.transformer, self.vae.config, height, width)
+        return sized.to(self._execution_device).eval()
 
     def _family_pipeline(self) -> Any:
         return pretrained.family_pipeline(self.components)
 
-    def _told(self, callback: StepEnd) -> Callable[[int, float, Tensor], Tensor]:
+    def _told(self, callback: StepEnd, start: editing.Begin) -> Callable[[int, float, Tensor], Tensor]:
         def told(step: int, sigma: float, x: Tensor) -> Tensor:
-            return (callback(self, step, sigma, {"latents": x}) or {}).get("latents", x)
+            latents = start.whole(x, start.times[step + 1])
+            answer = callback(self, step, sigma, {"latents": latents}) or {}
+            return start.part(answer.get("latents", latents))
 
         return told
 
@@ -283,9 +295,5 @@ class FMTTPipeline(DiffusionPipeline):
     def _images(self, latents: Tensor, decoder: Decoder, output_type: str, cost: Cost) -> Any:
         if output_type == "latent":
             return latents
-        images = decoder(latents).float()
         cost.decodes += latents.shape[0]
-        if output_type == "pt":
-            return images
-        array = VaeImageProcessor.pt_to_numpy(images)
-        return array if output_type == "np" else VaeImageProcessor.numpy_to_pil(array)
+        return as_output(decoder(latents).float(), output_type)

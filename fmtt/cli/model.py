@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fmtt import png
+from fmtt.cli.guidance import check_teacher, chosen_scale
 from fmtt.cli.text import VALUES, Text, needs_text, pipeline_teacher, refuse_options
 from fmtt.errors import UserError
 from fmtt.flow.flow_map import NeuralFlowMap
@@ -22,17 +23,19 @@ class Model:
     """An export as a command uses it: the map, its device, conditions (one row) and a seeded generator."""
 
     def __init__(self, args: Namespace) -> None:
-        self.device = _device(args.device)
-        dtype = getattr(torch, args.dtype) if getattr(args, "dtype", None) else None
-        self.map = load(args.export, self.device, dtype)
+        self.device = device_named(args.device)
+        self.weights_dtype = getattr(torch, args.dtype) if getattr(args, "dtype", None) else None
+        self.map = load(args.export, self.device, self.weights_dtype)
         self.config: dict[str, Any] = self.map.config
         self.text: Text | None = None
+        self.scale: float | None = None
         if needs_text(self.map):
             self.text = Text(self.map, args, self.device)
             self.cond, self.values = self.text.cond, VALUES
         else:
             refuse_options(args)
-            self.cond = _condition(self.map, args.label, args.export, self.device)
+            self.scale = chosen_scale(self.map, getattr(args, "guidance_scale", None), args.export)
+            self.cond = _condition(self.map, args.label, self.scale, args.export, self.device)
             self.values = png.value_range(self.config)
         self.seed = args.seed
 
@@ -68,17 +71,24 @@ class Model:
             UserError: when the two do not fit.
         """
         other = pipeline_teacher(export, self.map, self.device) if self.text is not None else None
-        other = other or load(export, self.device)
+        other = other or load(export, self.device, self.weights_dtype)
         for what, mine, theirs in (
             ("data shape", self.map.data_shape, other.data_shape),
             ("interpolant", self.map.interpolant.name, other.interpolant.name),
         ):
             if mine != theirs:
                 raise UserError(f"{option} {export} has {what} {theirs}, the export has {mine}")
+        if option == "--teacher" and isinstance(other, NeuralFlowMap):
+            check_teacher(other, self.scale, export, option)
         return other
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """The device of ``--device``; a process of torchrun gets its own GPU.
+
+    Raises:
+        UserError: when there is no such device.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun starts one process per GPU
@@ -90,15 +100,18 @@ def _device(name: str) -> torch.device:
         raise UserError(f"--device {name} cannot be used ({reason}); give cpu, cuda or auto") from error
 
 
-def _condition(flow_map: NeuralFlowMap, label: int | None, export: str, device: torch.device) -> Cond | None:
+def _condition(
+    flow_map: NeuralFlowMap, label: int | None, scale: float | None, export: str, device: torch.device
+) -> Cond | None:
+    given = {} if scale is None else {"guidance_scale": torch.tensor([scale], device=device)}
     classes = flow_map.config["network"]["args"].get("num_classes", 0)
     if not classes:
         if label is not None:
             raise UserError(f"{export} is not class-conditional; leave --label out")
-        return None
+        return given or None
     if label is None or label >= classes:
         raise UserError(f"{export} is class-conditional: give --label from 0 to {classes - 1}")
-    return {"label": torch.tensor([label], device=device)}
+    return {"label": torch.tensor([label], device=device), **given}
 
 
 def rows(cond: Cond | None, n: int) -> Cond | None:

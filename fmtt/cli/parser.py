@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import fmtt
-from fmtt.cli import prompts_arguments
+from fmtt.cli import edit_arguments, prompts_arguments
 from fmtt.cli.arguments import DTYPES, Sum, amounts, one_of, real, whole
 from fmtt.errors import UserError, nearest
 from fmtt.evaluation.comparison import UNITS
@@ -63,10 +63,15 @@ def _shared(command: Parser, *, needs_out: bool = True) -> None:
     command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda if there)")
 
 
+def _guidance(command: Parser) -> None:
+    text = "for exports that take a guidance scale (default: 1; of a text-to-image model: the export's)"
+    command.add_argument("--guidance-scale", type=real(0), metavar="W", help=text)
+
+
 def _text(command: Parser) -> None:
     add = command.add_argument
     add("--prompt", metavar="TEXT", help="for exports of text-to-image models")
-    add("--guidance-scale", type=real(0), metavar="W", help="of their guidance (default: the export's)")
+    _guidance(command)
     add("--negative-prompt", metavar="TEXT", help="of their guidance by two passes")
     add("--dtype", type=one_of(DTYPES), help="of the weights (default: as stored; float32 beside a pipeline)")
 
@@ -191,6 +196,7 @@ def build_parser() -> Parser:
     certify.add_argument("--matrix-only", action="store_true", help="print the closed-form table and stop")
     certify.add_argument("--chunk-size", type=whole(1), default=64, help="samples per network call")
     _shared(certify, needs_out=False)
+    _guidance(certify)
 
     compare = command("compare", "Compare methods at equal cost; needs the extra [evaluate].", "compare")
     compare.add_argument(
@@ -212,9 +218,15 @@ def build_parser() -> Parser:
     )
     compare.add_argument("--chunk-size", type=whole(1), default=256, help="particles per network call")
     _shared(compare)
+    _guidance(compare)
     text = "Make the images of a prompt suite; needs the extra [diffusers]."
     prompts = commands.add_parser("prompts", help=text, description=text)
     prompts_arguments.add_to(prompts)
     prompts.set_defaults(run=_runner("prompts"))
     parser.commands["prompts"] = prompts
+    text = "Edit a picture by a reward, such as a question about it; needs the extra [diffusers]."
+    edit = commands.add_parser("edit", help=text, description=text)
+    edit_arguments.add_to(edit)
+    edit.set_defaults(run=_runner("edit"))
+    parser.commands["edit"] = edit
     return parser

@@ -18,7 +18,7 @@ from fmtt.models.diffusers.student import network_of
 from fmtt.rewards import describe
 from fmtt.types import Reward
 
-OPTIONS = ("prompt", "guidance_scale", "negative_prompt")
+OPTIONS = ("prompt", "negative_prompt")
 VALUES = (0.0, 1.0)
 """What black and white are in decoded pictures."""
 

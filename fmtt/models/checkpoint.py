@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fmtt.errors import UserError, nearest
+from fmtt.files import atomic_folder, left_aside
 from fmtt.flow.flow_map import NeuralFlowMap
 from fmtt.models.config import FORMAT, NETWORKS, build, check_config, read_config
 
@@ -74,35 +73,11 @@ def save(
     _check_weights(weights, build(config, path / CONFIG), path / WEIGHTS)
     if path.exists() and not (path / CONFIG).is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"{path} exists and is not an export: choose another folder")
-    try:
-        _write_folder(path, text, weights, card)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
-
-
-def _write_folder(path: Path, config: str, weights: dict[str, Tensor], card: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    try:
-        new, old = scratch / "new", scratch / "old"
-        new.mkdir()
-        (new / CONFIG).write_text(config, encoding="utf-8")
+    with atomic_folder(path) as new:
+        (new / CONFIG).write_text(text, encoding="utf-8")
         (new / CARD).write_text(card, encoding="utf-8")
         save_file(weights, new / WEIGHTS, metadata={"format": "pt"})
         shutil.copymode(new / CONFIG, new / WEIGHTS)  # safetensors makes its files private
-        for file in new.iterdir():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-        if path.exists():
-            os.replace(path, old)
-        try:
-            os.replace(new, path)
-        except OSError:
-            if old.exists():
-                os.replace(old, path)
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def load(
@@ -149,6 +124,10 @@ def _find(path: Path) -> Path:
     names = shipped()
     if str(path) in names:
         return ASSETS / path
+    if (old := left_aside(path)) is not None:
+        raise UserError(
+            f"{path} was being replaced when its writer was killed: export again, or mv {old} {path}"
+        )
     known = f", shipped exports: {', '.join(names)}" if names else ""
     raise UserError(f"there is no export at {path}{known}{nearest(str(path), names)}")
 

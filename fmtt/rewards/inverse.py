@@ -9,6 +9,7 @@ value is then 0, an image that explains the measurement perfectly.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from fmtt.rewards.region import Box, Point, Region
 from fmtt.types import Cond
 
 
-class LinearInverse(Described):
+class LinearInverse(Described, ABC):
     """Likelihood of a measurement; a subclass says what ``forward``, the linear operator A, does.
 
     Args:
@@ -47,9 +48,9 @@ class LinearInverse(Described):
         self.noise = positive("noise", noise)
         self.value_range = checked_range(value_range)
 
+    @abstractmethod
     def forward(self, rgb: Tensor) -> Tensor:
         """A rgb: (B, C, H, W) to (B, C, H', W'), where what is not measured is 0."""
-        raise NotImplementedError
 
     def observed(self, target: Tensor) -> Tensor:
         """y as far as it is measured: (C, H', W')."""

@@ -15,17 +15,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fmtt.errors import UserError
+from fmtt.files import set_aside
 from fmtt.flow.flow_map import NeuralFlowMap
 from fmtt.flow.interpolant import Linear, Trigonometric
 from fmtt.models import checkpoint
 from fmtt.models.checkpoint import NETWORKS, load, save
+from tests.models.test_networks import SMALL
 
-DIT = {"patch": 2, "dim": 16, "depth": 1, "heads": 2}
 MLP = {"width": 8, "depth": 1}
+NAMED = SMALL | {"mlp": ((2,), MLP)}
 
 
 def build(name: str = "mlp", **kwargs: Any) -> NeuralFlowMap:
-    shape, args = ((2, 4, 4), DIT) if name == "dit" else ((2,), MLP)
+    shape, args = NAMED[name]
     network = NETWORKS[name](shape, **args)
     for weight in network.parameters():
         torch.nn.init.normal_(weight, std=0.3)
@@ -34,7 +36,7 @@ def build(name: str = "mlp", **kwargs: Any) -> NeuralFlowMap:
 
 
 def write(flow_map: NeuralFlowMap, path: Path, name: str = "mlp", **kwargs: Any) -> None:
-    args = DIT if name == "dit" else MLP
+    args = NAMED[name][1]
     about = {"trained": {"steps": 3}, "metrics": {"loss": 0.5}, "card": "# A map\n", "network_args": args}
     save(flow_map, path, network=name, **{**about, **kwargs})
 
@@ -130,7 +132,7 @@ def test_a_failed_save_leaves_the_old_export(export: Path, monkeypatch: pytest.M
     if moment == "write":
         monkeypatch.setattr(checkpoint, "save_file", full)
     else:
-        monkeypatch.setattr(checkpoint.os, "replace", refuse_new)
+        monkeypatch.setattr(os, "replace", refuse_new)
     with pytest.raises(UserError, match="No space left"):
         write(build(), export)
     assert {p.name: p.read_bytes() for p in export.iterdir()} == before
@@ -191,6 +193,8 @@ class TestRefusals:
 
     def test_a_single_file(self, export: Path):
         assert "give the export's folder" in refusal(export / "model.safetensors")
+        os.replace(export, set_aside(export))
+        assert f"export again, or mv {set_aside(export)}" in refusal(export)
 
     @pytest.mark.parametrize("keep", [0, 5, 40, 0.5, 0.999])
     def test_truncated_weights(self, export: Path, keep: float):
@@ -220,7 +224,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("change", "expected"),
         [
-            (lambda c: c["network"].update(name="ditt"), "unknown network 'ditt', known: dit, mlp; did you"),
+            (
+                lambda c: c["network"].update(name="ditt"),
+                f"unknown network 'ditt', known: {', '.join(NETWORKS)}; did you",
+            ),
             (lambda c: c.update(interpolant="liner"), "did you mean 'linear'?"),
             (lambda c: c.update(kind="flowmap"), "did you mean 'flow_map'?"),
             (lambda c: c.update(prediction="end"), "unknown prediction 'end', known: velocity, endpoint"),

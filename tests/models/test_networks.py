@@ -1,10 +1,13 @@
-"""What every network that carries a flow map must do; a new entry of NETWORKS is tested by being there.
+"""What every network that carries a flow map must do; a new entry of NETWORKS needs one of SMALL.
 
 Derivatives are compared with finite differences in float64: fused layer norms have a correct tangent
 whose backward is silently wrong, and only this shows it.
 """
 
 from __future__ import annotations
+
+import inspect
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +19,11 @@ from fmtt.flow.interpolant import Linear
 from fmtt.models.checkpoint import NETWORKS
 from fmtt.types import Cond
 
-SMALL = {
+SMALL: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "dit": ((2, 4, 4), {"patch": 2, "dim": 16, "depth": 2, "heads": 2, "mlp_ratio": 2.0}),
     "mlp": ((2,), {"width": 16, "depth": 2}),
 }
+"""By name: the shape of the data and the arguments of a small network; test_checkpoint.py takes it too."""
 pytestmark = pytest.mark.parametrize("name", NETWORKS)
 
 
@@ -142,6 +146,10 @@ def test_half_precision_weights(name: str):
 
 
 def test_class_labels_are_required_and_used(name: str):
+    if "num_classes" not in inspect.signature(NETWORKS[name]).parameters:  # it is for data without labels
+        with pytest.raises(TypeError, match="num_classes"):
+            build(name, num_classes=3)
+        return
     flow_map = build(name, num_classes=3)
     x, s, t = draw(name, 4)
 

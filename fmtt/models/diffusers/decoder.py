@@ -12,6 +12,9 @@ from torch.utils.checkpoint import checkpoint as recompute
 from fmtt.errors import UserError
 from fmtt.types import Cond, Reward
 
+OUTPUTS = ("pil", "np", "pt", "latent")
+"""What a pipeline may be asked for."""
+
 
 class Decoder:
     """Latents (B, C, h, w) in the transformer's scale to images (B, 3, H, W) in [0, 1].
@@ -86,3 +89,13 @@ class DecodedReward:
     def __call__(self, x1: Tensor, cond: Cond | None = None) -> Tensor:
         """Scores (B,) of latents (B, C, h, w)."""
         return self.reward(self.decoder(x1), cond)
+
+
+def as_output(images: Tensor, output_type: str) -> Any:
+    """Images (B, 3, H, W) in [0, 1] as PIL images, as an array (B, H, W, 3), or ("pt") as they are."""
+    from diffusers.image_processor import VaeImageProcessor
+
+    if output_type == "pt":
+        return images
+    array = VaeImageProcessor.pt_to_numpy(images)
+    return array if output_type == "np" else VaeImageProcessor.numpy_to_pil(array)

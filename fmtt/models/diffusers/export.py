@@ -7,9 +7,7 @@ or merged, holds the transformer too, in diffusers' own layout under ``transform
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fmtt.errors import UserError
+from fmtt.files import atomic_folder
 from fmtt.flow.flow_map import NeuralFlowMap
 from fmtt.flow.interpolant import Linear
 from fmtt.models.config import FORMAT
@@ -96,25 +95,13 @@ def save(
         raise UserError(f"{path} exists and is not an export: choose another folder")
     weights = {name: value.detach().cpu().contiguous() for name, value in trained_tensors(network).items()}
     weights = weights or {"none": torch.zeros(0)}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-        try:
-            new = scratch / "new"
-            new.mkdir()
-            (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            (new / CARD).write_text(card, encoding="utf-8")
-            save_file(weights, new / TRAINED, metadata={"format": "pt"})
-            shutil.copymode(new / CONFIG, new / TRAINED)  # safetensors makes its files private
-            if own_transformer:
-                network.transformer.save_pretrained(new / TRANSFORMER, safe_serialization=True)
-            if path.exists():
-                os.replace(path, scratch / "old")
-            os.replace(new, path)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
+    with atomic_folder(path) as new:
+        (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (new / CARD).write_text(card, encoding="utf-8")
+        save_file(weights, new / TRAINED, metadata={"format": "pt"})
+        shutil.copymode(new / CONFIG, new / TRAINED)  # safetensors makes its files private
+        if own_transformer:
+            network.transformer.save_pretrained(new / TRANSFORMER, safe_serialization=True)
 
 
 def load(

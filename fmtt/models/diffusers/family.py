@@ -9,6 +9,7 @@ the names that diffusers' pipelines give them: ``prompt_embeds`` (B, T, width), 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from typing import Any, ClassVar, NamedTuple
 
@@ -33,9 +34,11 @@ class Names(NamedTuple):
     Attributes:
         family: as users name it.
         pipeline, transformer, vae: class names in diffusers.
-        embedding: the submodule of the transformer that embeds its time, called with the timestep first.
+        embedding: the submodule of the transformer that embeds its time, called with what
+            :meth:`LatentTransformer.embedded` says first, and ending in a layer ``linear_2``.
         conditions: that every call needs.
         lora: suffixes of the linear layers that adapters are put on.
+        output: the transformer's last linear layer.
     """
 
     family: str
@@ -45,9 +48,10 @@ class Names(NamedTuple):
     embedding: str
     conditions: tuple[str, ...]
     lora: tuple[str, ...]
+    output: str = "proj_out"
 
 
-class LatentTransformer(nn.Module):
+class LatentTransformer(nn.Module, ABC):
     """Network ``(x (B, C, H, W), s (B,), t (B,), cond) -> u_{s,t}(x) (B, C, H, W)``.
 
     Args:
@@ -86,11 +90,12 @@ class LatentTransformer(nn.Module):
         make_differentiable(transformer)
         self.transformer: Any = transformer
         embedding = transformer.get_submodule(self.names.embedding)
-        dim = embedding.get_submodule("timestep_embedder.linear_2").get_parameter("bias").shape[0]
+        ends = (part for name, part in embedding.named_modules() if name.endswith("linear_2"))
+        dim = next(ends).get_parameter("bias").shape[0]
         self.second_time, self.second_time_name = second_times.build(second_time, embedding, dim), second_time
         self.own_guidance = GuidanceEmbedding(dim) if own_guidance else None
         self.guidance, self.few_step, self.adapters = guidance, few_step, adapters
-        device = transformer.get_submodule("proj_out").get_parameter("weight").device
+        device = transformer.get_submodule(self.names.output).get_parameter("weight").device
         for part in (self.second_time, self.own_guidance):
             if part is not None:
                 part.to(device)
@@ -121,11 +126,11 @@ class LatentTransformer(nn.Module):
         }
 
     @classmethod
+    @abstractmethod
     def encode(
         cls, pipeline: Any, texts: list[str], negative: str | None, options: dict[str, Any]
     ) -> dict[str, Tensor]:
         """Conditions of prompts by the pipeline's text encoders, and of the ``negative`` one where given."""
-        raise NotImplementedError
 
     @property
     def two_passes(self) -> bool:
@@ -137,6 +142,10 @@ class LatentTransformer(nn.Module):
     def time_scale(self) -> float:
         """What the transformer's embedding calls sigma = 1."""
         return 1000.0
+
+    def embedded(self, t: Tensor) -> Tensor:
+        """What the embedding is called with at the time t (B,)."""
+        return self.time_scale * (1 - t)
 
     def hold_negative(self, cond: Cond) -> None:
         """Keep one row of ``negative_`` conditions, for calls with a guidance scale whose cond has none.
@@ -154,9 +163,9 @@ class LatentTransformer(nn.Module):
         """What :meth:`hold_negative` was given, one row each."""
         return dict(self.named_buffers(recurse=False))
 
+    @abstractmethod
     def predict(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """v_sigma(x), (B, C, H, W): the transformer's call as diffusers' own pipeline makes it."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         if self.few_step and bool((t < 1).any()):
@@ -182,8 +191,7 @@ class LatentTransformer(nn.Module):
         return weak + expand_like(cond[SCALE].to(out), x) * (full - weak)
 
     def _average_velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        sigma, scale = 1 - s, self.time_scale
-        first, second = scale * sigma, scale * (1 - t)
+        first, second = self.embedded(s), self.embedded(t)
 
         def exact_time(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             # Some transformers round the timestep to their weights' dtype on the way to this embedding.
@@ -205,7 +213,7 @@ class LatentTransformer(nn.Module):
         moving = any(forward_ad.unpack_dual(v).tangent is not None for v in (x, s, t))
         try:
             with checkpointing_off(self.transformer) if moving else nullcontext():
-                return -self.predict(x.to(self.dtype), sigma, cond)
+                return -self.predict(x.to(self.dtype), 1 - s, cond)
         finally:
             for handle in handles:
                 handle.remove()
@@ -213,7 +221,7 @@ class LatentTransformer(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of the transformer's weights; adapters may be wider."""
-        return self.transformer.proj_out.weight.dtype
+        return self.transformer.get_submodule(self.names.output).weight.dtype
 
     def _checked(self, cond: Cond | None, x: Tensor) -> dict[str, Tensor]:
         given = dict(cond or {})

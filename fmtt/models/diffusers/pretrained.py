@@ -12,15 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fmtt import hub
 from fmtt.errors import UserError, nearest
 from fmtt.flow.flow_map import NeuralFlowMap
 from fmtt.flow.interpolant import Linear
 from fmtt.models.diffusers.family import SCALE, LatentTransformer
 from fmtt.models.diffusers.flux import Flux
+from fmtt.models.diffusers.lumina2 import Lumina2
 from fmtt.models.diffusers.sana import Sana
 from fmtt.models.diffusers.sd3 import SD3
+from fmtt.models.diffusers.student import network_of
 
-FAMILIES: dict[str, type[LatentTransformer]] = {"flux": Flux, "sd3": SD3, "sana": Sana}
+FAMILIES: dict[str, type[LatentTransformer]] = {"flux": Flux, "sd3": SD3, "sana": Sana, "lumina2": Lumina2}
 
 
 def library() -> Any:
@@ -124,6 +127,30 @@ def family_pipeline(components: Mapping[str, Any]) -> Any:
     return pipeline_class(**{name: part for name, part in components.items() if name in wanted})
 
 
+def sized(
+    flow_map: NeuralFlowMap | None, transformer: Any, vae: Any, height: int | None, width: int | None
+) -> NeuralFlowMap:
+    """A pipeline's flow map for pictures of that size in pixels, or of the usual one.
+
+    Args:
+        flow_map: over this kind of latents; the transformer alone, whose steps are Euler's, if None.
+        vae: the autoencoder's config.
+
+    Raises:
+        UserError: for a flow map of another family, or a size that does not fit.
+    """
+    family = family_of(type(transformer).__name__, "the pipeline")
+    network = family(transformer) if flow_map is None else network_of(flow_map)
+    if type(network) is not family:
+        raise UserError(
+            f"flow_map is of family {network.names.family}, the pipeline of {family.names.family}"
+        )
+    shape = latent_shape(family, transformer.config, compression(vae), height, width)
+    if flow_map is not None and height is None and width is None:
+        shape = flow_map.data_shape
+    return NeuralFlowMap(network, Linear() if flow_map is None else flow_map.interpolant, shape)
+
+
 def compression(vae: Any) -> int:
     """How many pixels make the side of a latent, from an autoencoder's config."""
     blocks = vae.get("block_out_channels") or vae.get("encoder_block_out_channels")
@@ -215,13 +242,6 @@ def one_line(where: str) -> Iterator[None]:
 
 
 def _explanation(where: str, error: BaseException) -> str:
-    kinds: set[str] = set()
-    cause: BaseException | None = error
-    while cause is not None:
-        kinds |= {kind.__name__ for kind in type(cause).__mro__}
-        cause = cause.__cause__ or cause.__context__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    first = lines[0].rstrip(".") if lines else type(error).__name__
     folder = Path(where).expanduser()
     if folder.is_dir():
         weights = folder / "transformer"
@@ -229,17 +249,8 @@ def _explanation(where: str, error: BaseException) -> str:
             return f"{where} has no transformer/config.json: give a folder that a pipeline was saved to"
         if not list(weights.glob("*.safetensors")):
             return f"{where} has no transformer/*.safetensors (pickles are not read): download it again"
-        return f"{where} cannot be loaded: {first}"
-    if folder.exists() or where.startswith((".", "/", "~")):
+    elif folder.exists() or where.startswith((".", "/", "~")):
         return f"there is no folder {where}: give one written by a pipeline's save_pretrained, or a hub id"
-    if "GatedRepoError" in kinds:
-        page = f"https://huggingface.co/{where}"
-        return f"{where} is gated: accept its licence at {page}, then run `hf auth login`"
-    if kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError"}:
-        return (
-            f"{where} is no folder here, not in the hub's cache, and the hub cannot be reached: run "
-            f"`hf download {where}` where there is a network, and give the folder"
-        )
-    if kinds & {"RepositoryNotFoundError", "HFValidationError"}:
-        return f"{where} is neither a folder nor a repository of the hub that you may read; check the name"
-    return f"{where} cannot be loaded: {first}"
+    elif (refusal := hub.refusal(where, error)) is not None:
+        return refusal
+    return f"{where} cannot be loaded: {hub.first_line(error)}"

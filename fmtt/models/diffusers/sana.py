@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from fmtt.errors import UserError
-from fmtt.models.diffusers.family import NEGATIVE, LatentTransformer, Names
+from fmtt.models.diffusers import masked_prompt
+from fmtt.models.diffusers.family import LatentTransformer, Names
 
 
 class Sana(LatentTransformer):
@@ -19,7 +20,7 @@ class Sana(LatentTransformer):
         transformer="SanaTransformer2DModel",
         vae="AutoencoderDC",
         embedding="time_embed.emb",
-        conditions=("prompt_embeds", "prompt_attention_mask"),
+        conditions=(masked_prompt.TOKENS, masked_prompt.MASK),
         lora=(
             *("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0"),
             *("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"),
@@ -35,22 +36,13 @@ class Sana(LatentTransformer):
 
     @classmethod
     def widths(cls, config: Any) -> dict[str, int]:
-        return {"prompt_embeds": config["caption_channels"]}
+        return {masked_prompt.TOKENS: config["caption_channels"]}
 
     @classmethod
     def encode(
         cls, pipeline: Any, texts: list[str], negative: str | None, options: dict[str, Any]
     ) -> dict[str, Tensor]:
-        text, mask, other, other_mask = pipeline.encode_prompt(
-            prompt=texts,
-            negative_prompt=negative or "",
-            do_classifier_free_guidance=negative is not None,
-            **options,
-        )
-        cond = {"prompt_embeds": text, "prompt_attention_mask": mask}
-        if negative is not None:
-            cond |= {NEGATIVE + "prompt_embeds": other, NEGATIVE + "prompt_attention_mask": other_mask}
-        return cond
+        return masked_prompt.encode(pipeline, texts, negative, options)
 
     @property
     def time_scale(self) -> float:
@@ -59,8 +51,8 @@ class Sana(LatentTransformer):
     def predict(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
         out = self.transformer(
             x,
-            encoder_hidden_states=cond["prompt_embeds"],
-            encoder_attention_mask=cond["prompt_attention_mask"],
+            encoder_hidden_states=cond[masked_prompt.TOKENS],
+            encoder_attention_mask=cond[masked_prompt.MASK],
             timestep=self.time_scale * sigma,
             return_dict=False,
         )[0]

@@ -77,7 +77,7 @@ def student_of(
     lora: Lora | None = None,
     own_guidance: bool = False,
 ) -> NeuralFlowMap:
-    """A student to be trained, equal to the teacher at s = t (and, if zero_init, everywhere) for now.
+    """A student to be trained: before the first step its teacher at s = t and, with zero_init, everywhere.
 
     With ``lora`` it shares the teacher's transformer, whose weights are frozen and exist once: the teacher
     stays usable as it is. Without, it gets a copy, trained in full.

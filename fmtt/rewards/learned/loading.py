@@ -13,7 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fmtt import hub
 from fmtt.errors import UserError
+from fmtt.quiet import quiet
 
 Part = TypeVar("Part")
 
@@ -66,60 +68,24 @@ def one_line(where: str) -> Iterator[None]:
     except UserError:
         raise
     except ImportError as error:
-        raise UserError(f"{where} needs a package that is not installed: {_first_line(error)}") from error
+        raise UserError(f"{where} needs a package that is not installed: {hub.first_line(error)}") from error
     except SafetensorError as error:
         raise UserError(f"{where}: the weights are damaged ({error}); download them again") from error
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         raise UserError(_explanation(where, error)) from error
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
-
-
 def _explanation(where: str, error: Exception) -> str:
-    kinds: set[str] = set()
-    cause: BaseException | None = error
-    while cause is not None:
-        kinds |= {kind.__name__ for kind in type(cause).__mro__}
-        cause = cause.__cause__ or cause.__context__
     folder = Path(where).expanduser()
     if folder.is_dir():
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
         if pickles and not list(folder.glob("*.safetensors")):
             return f"{where} has pickled weights only ({pickles[0]}), which are not loaded: {CONVERT}"
-        return f"{where} cannot be loaded: {_first_line(error)}"
+        return f"{where} cannot be loaded: {hub.first_line(error)}"
     if folder.exists() or where.startswith((".", "/", "~")):
         return f"model {where} is not a folder; give a folder written by save_pretrained, or a hub id"
-    if "GatedRepoError" in kinds:
-        page = f"https://huggingface.co/{where}"
-        return f"{where} is gated: accept its licence at {page}, then run `hf auth login`"
-    if kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError"}:
-        return (
-            f"{where} is not a folder here, not in the hub's cache, and the hub cannot be reached: run "
-            f"`hf download {where}` where there is a network, and give the folder or set HF_HOME"
-        )
-    if kinds & {"RepositoryNotFoundError", "HFValidationError"}:
-        return f"{where} is neither a folder nor a repository of the hub that you may read; check the name"
-    if "RevisionNotFoundError" in kinds:
-        return f"{where} has no such revision on the hub; check revision="
-    return f"{where} cannot be loaded (weights must be safetensors): {_first_line(error)}"
-
-
-@contextmanager
-def _quiet(package: ModuleType) -> Iterator[None]:
-    """No progress bars, and no advice about optional backends: the caller reports what matters."""
-    log = package.logging
-    bars, level = log.is_progress_bar_enabled(), log.get_verbosity()
-    log.disable_progress_bar()
-    log.set_verbosity_error()
-    try:
-        yield
-    finally:
-        log.set_verbosity(level)
-        if bars:
-            log.enable_progress_bar()
+    plain = f"{where} cannot be loaded (weights must be safetensors): {hub.first_line(error)}"
+    return hub.refusal(where, error) or plain
 
 
 def load(where: str, make: Callable[[ModuleType], Part]) -> Part:
@@ -129,7 +95,7 @@ def load(where: str, make: Callable[[ModuleType], Part]) -> Part:
         UserError: when the package, the files or the right to read them is missing.
     """
     package = transformers()
-    with one_line(where), _quiet(package):
+    with one_line(where), quiet(package.__name__):
         return make(package)
 
 
@@ -181,7 +147,7 @@ def to_device(network: Any, device: str) -> Any:
     try:
         return network.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {device!r} cannot be used: {_first_line(error)}") from error
+        raise UserError(f"device {device!r} cannot be used: {hub.first_line(error)}") from error
 
 
 def tensors(path: str | Path) -> dict[str, Tensor]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,6 +68,26 @@ def test_exports_that_cannot_be_honoured(folder: Folder, tmp_path: Path):
     (tmp_path / "other" / "file").write_text("")
     with pytest.raises(UserError, match="exists and is not an export"):
         export.save(student, tmp_path / "other", pretrained=folder("flux"), lora=lora)
+
+
+def test_an_export_that_fails_leaves_the_old_one(
+    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    options: dict[str, Any] = {"pretrained": folder("flux"), "lora": Lora(rank=2)}
+    student = student_of(load_flow_map(folder("flux"), height=8, width=8), lora=options["lora"])
+    export.save(student, tmp_path / "map", **options)
+    before, real = (tmp_path / "map" / "trained.safetensors").read_bytes(), os.replace
+
+    def refuse_new(source: Path, target: Path) -> None:
+        if source.name == "new":
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse_new)
+    with pytest.raises(UserError, match="cannot write .*map: No space left"):
+        export.save(trained(student), tmp_path / "map", **options)
+    assert (tmp_path / "map" / "trained.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["map"]
 
 
 class Both(torch.nn.Module):

@@ -28,7 +28,7 @@ def test_a_student_learns_from_the_teacher_it_shares_weights_with(name: str, obj
     path = sample_path(student.interpolant, x_0, x_1, times.s)
     before = teacher.velocity(path.x_s, times.s, cond)
     weights = trained_parameters(student)
-    optimizer = torch.optim.Adam(weights.values(), lr=1e-2)
+    optimizer = torch.optim.Adam(weights.values(), lr=3e-4)
     losses = []
     for _ in range(4):
         loss = OBJECTIVES[objective](student, teacher.velocity, path, times, cond).per_sample.mean()

@@ -18,7 +18,9 @@ Folder = Callable[[str], str]
 def test_another_family(folder: Folder):
     with pytest.raises(UserError, match="holds a SD3Transformer2DModel, not family flux: set family to sd3"):
         load_flow_map(folder("sd3"), family="flux")
-    with pytest.raises(UserError, match="family must be one of flux, sd3, sana, got 'fluks'; did you mean"):
+    with pytest.raises(
+        UserError, match="family must be one of flux, sd3, sana, lumina2, got 'fluks'; did you mean"
+    ):
         load_flow_map(folder("sd3"), family="fluks")
 
 

@@ -1,0 +1,56 @@
+"""Lumina-Image 2.0: one sequence of prompt and image tokens, in a time that runs from noise to data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from fmtt.models.diffusers import masked_prompt
+from fmtt.models.diffusers.family import LatentTransformer, Names
+
+
+class Lumina2(LatentTransformer):
+    """The transformer of Lumina-Image 2.0.
+
+    It alone among the families has noise at time 0 and predicts data - noise, as the flow maps here do; its
+    time is not scaled. Guidance is the plain u(negative) + w (u - u(negative)): what diffusers' pipeline
+    computes with ``cfg_normalization=False``, since a rescaled velocity is no sum of two.
+    """
+
+    names = Names(
+        family="lumina2",
+        pipeline="Lumina2Pipeline",
+        transformer="Lumina2Transformer2DModel",
+        vae="AutoencoderKL",
+        embedding="time_caption_embed.timestep_embedder",
+        conditions=(masked_prompt.TOKENS, masked_prompt.MASK),
+        lora=(
+            *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+            *("feed_forward.linear_1", "feed_forward.linear_2", "feed_forward.linear_3"),
+        ),
+        output="norm_out.linear_2",
+    )
+
+    @classmethod
+    def widths(cls, config: Any) -> dict[str, int]:
+        return {masked_prompt.TOKENS: config["cap_feat_dim"]}
+
+    @classmethod
+    def encode(
+        cls, pipeline: Any, texts: list[str], negative: str | None, options: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        return masked_prompt.encode(pipeline, texts, negative, options)
+
+    def embedded(self, t: Tensor) -> Tensor:
+        return self.transformer.time_caption_embed.time_proj(t).to(self.dtype)
+
+    def predict(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        out = self.transformer(
+            hidden_states=x.contiguous(),
+            timestep=1 - sigma,
+            encoder_hidden_states=cond[masked_prompt.TOKENS],
+            encoder_attention_mask=cond[masked_prompt.MASK],
+            return_dict=False,
+        )[0]
+        return -out
