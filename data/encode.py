@@ -19,9 +19,11 @@ from data.encode_samples import LATENTS, EncodedSamples, Encoding
 from data.encode_source import Captioned, CaptionFile, PairShards
 from data.index import Header
 from data.shared import write_shared
-from data.write_set import write_set
+from data.write_set import finished, write_set
 from fmtt.errors import UserError, nearest
 from fmtt.files import make_writable, write_json
+from fmtt.models.diffusers.pretrained import library
+from fmtt.quiet import quiet
 
 SHARD_SIZE = 512
 DTYPES = ("bfloat16", "float16", "float32")
@@ -64,11 +66,20 @@ def encode(args: argparse.Namespace, progress: Progress) -> int:
     encoding = _encoding(args)
     make_writable(args.out, "--out")
     source = _source(args, progress)
+    with quiet(library().__name__, "transformers"):
+        _encode(args, encoding, source, progress, start)
+    return 0
+
+
+def _encode(
+    args: argparse.Namespace, encoding: Encoding, source: Captioned, progress: Progress, start: float
+) -> None:
     samples = EncodedSamples(source, encoding)
-    if samples.negative:
-        write_shared(args.out, samples.negative)
     name = f"{samples.family.names.family}-{_digest(encoding, source)}"
     header = Header(name, encoding.seed, len(source), args.shard_size, samples.x, samples.cond)
+    finished(args.out, header)  # refuses a folder that holds another set before that set is touched
+    if samples.negative:
+        write_shared(args.out, samples.negative)
     ready = time.monotonic()
     with progress(f"encode {args.model}", len(source)) as show:
         begun: list[int] = []
@@ -82,23 +93,32 @@ def encode(args: argparse.Namespace, progress: Progress) -> int:
     summary |= {"encoded": encoded, "shards": len(written.index.shards), "shards_kept": written.kept}
     summary |= {"bytes": size, "data_shape": list(samples.x.shape), "replaced": samples.problems}
     summary |= {"model": args.model, "latents": encoding.latents, "part": [args.part, args.parts]}
+    length = samples.prompt_length
+    summary |= {"max_sequence_length": length.limit, "captions_cut": length.cut}
     summary |= {"samples_per_second": encoded / seconds if encoded else None}
     several = f"-{args.part:05d}-of-{args.parts:05d}" if args.parts > 1 else ""
     total = round(time.monotonic() - start, 3)
     write_json(args.out / f"summary{several}.json", {**summary, "seconds": total})
     for problem in samples.problems:
         print(f"{problem}; replaced by the next sample")
+    if length.cut:
+        more = f"raise --max-sequence-length (to {length.most} at most)"
+        print(
+            f"{length.cut} of {encoded} captions are longer than the {length.limit} tokens that are read, "
+            f"and are cut; {more if length.limit < length.most else 'shorten them'}"
+        )
     rate = f"{encoded / seconds:.3g} samples/s" if encoded else "nothing left to do"
     print(
         f"{args.out}: {encoded} samples in {seconds:.1f} s ({rate}); {header}, "
         f"{len(written.index.shards)} shards ({written.kept} kept), {size / 1e6:.1f} MB"
     )
-    return 0
 
 
 def _encoding(args: argparse.Namespace) -> Encoding:
     if (args.source is None) == (args.captions is None):
         raise UserError("give either a folder of image-caption SHARDS or --captions FILE")
+    if not args.model.strip():
+        raise UserError("--model is empty; give a diffusers pipeline's folder, or a hub id")
     latents = args.latents or ("images" if args.captions is None else "generate")
     if latents not in LATENTS:
         raise UserError(f"--latents must be generate or noise, got {latents!r}{nearest(latents, LATENTS)}")
@@ -107,6 +127,8 @@ def _encoding(args: argparse.Namespace) -> Encoding:
     for key in ("batch_size", "shard_size", "steps"):
         if getattr(args, key) < 1:
             raise UserError(f"--{key.replace('_', '-')} must be at least 1, got {getattr(args, key)}")
+    if args.max_sequence_length is not None and args.max_sequence_length < 1:
+        raise UserError(f"--max-sequence-length must be at least 1, got {args.max_sequence_length}")
     if not 0 < args.shift < math.inf:
         raise UserError(f"--shift must be finite and greater than 0, got {args.shift}")
     if args.guidance_scale is not None and not 0 <= args.guidance_scale < math.inf:
@@ -136,6 +158,8 @@ def _device(name: str) -> str:
     """``auto`` is this task's own GPU: SLURM's tasks of one node see all of them."""
     if name != "auto":
         try:
+            if (kind := torch.device(name).type) not in ("cpu", "cuda"):
+                raise RuntimeError(f"{kind} is neither cpu nor cuda")
             return str(torch.empty(0, device=name).device)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]

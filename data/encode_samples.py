@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from data.counter import random_bits
+from data.encode_prompts import PromptLength
 from data.encode_source import Captioned, Damaged, PairShards, replacements
 from data.index import Array
 from data.write_set import Sample
@@ -71,10 +72,12 @@ class EncodedSamples:
     Attributes:
         x: shape and dtype of the latents. cond: those of the conditions.
         negative: the negative prompt's conditions (1, ...), for guided families.
+        prompt_length: how many tokens of a caption are read, and how many captions were cut.
         problems: what could not be read, and was replaced by another sample of the source.
 
     Raises:
-        UserError: when the model is missing, pickled or of no known family, or a size does not fit it.
+        UserError: when the model is missing, pickled or of no known family, or a size or length does not fit
+            it.
     """
 
     def __init__(self, source: Captioned, encoding: Encoding) -> None:
@@ -89,13 +92,15 @@ class EncodedSamples:
         shape = latent_shape(self.family, config, factor, e.height, e.width)
         self.size = (shape[1] * factor, shape[2] * factor)
         pipeline = load_pipeline(e.model, dtype=self.dtype, transformer=None)
+        self.prompt_length = PromptLength(pipeline, e.max_sequence_length)
         self.pipeline: Any = pipeline.to(e.device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.decoder = Decoder(self.pipeline.vae, max_batch=e.batch_size)
         self.network: LatentTransformer | None = None
         # Latents are of order 1 and bfloat16 has three digits; float16 holds them in the same space.
         self.x = Array(shape, "float32" if e.dtype == "float32" else "float16")
-        first = self._conditions(["a photograph"], guided=self.family.guided)
+        with one_line(e.model):
+            first = self._conditions(["a photograph"], guided=self.family.guided)
         self.negative = {name: value for name, value in first.items() if name.startswith(NEGATIVE)}
         self.cond = {
             name: Array(tuple(value.shape[1:]), str(value.dtype).removeprefix("torch."))
@@ -136,6 +141,7 @@ class EncodedSamples:
     def _batch(self, indices: range) -> Iterator[Sample]:
         read = [self._readable(index) for index in indices]
         captions = [caption for _, caption, _ in read]
+        self.prompt_length.count(captions)
         cond = self._conditions(captions)
         if self.encoding.latents == "images":
             images = torch.stack([image for _, _, image in read if image is not None])

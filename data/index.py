@@ -89,11 +89,13 @@ def fetch_index(store: Store) -> Index:
 def _load(store: Store, name: str) -> Any:
     path = store.where(name)
     try:
-        return json.loads(store.read(name).decode())
+        content = store.read(name)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; run `python -m data write` to its end") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    try:
+        return json.loads(content.decode())
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); write the shards again") from error
 

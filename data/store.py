@@ -204,7 +204,8 @@ def _pause(attempt: int) -> None:
 
 
 def _give_up(where: str, reason: str, tries: int, what: str) -> NoReturn:
-    raise UserError(f"{where}: {reason}, {tries} tries; check {what}, or raise data.timeout or data.tries")
+    more = "raise data.timeout or data.tries (--timeout or --tries of verify)"
+    raise UserError(f"{where}: {reason}, {tries} tries; check {what}, or {more}")
 
 
 def open_store(source: str | Path, *, timeout: float = TIMEOUT, tries: int = TRIES) -> Store:
@@ -222,10 +223,15 @@ def open_store(source: str | Path, *, timeout: float = TIMEOUT, tries: int = TRI
     Raises:
         UserError: when the source is none of these, or a number is out of range.
     """
+    if not str(source).strip():
+        raise UserError(
+            "the data source (data.source, data.sources, or SOURCE of verify) is empty: give a folder of "
+            f"shards, http(s)://... or 'pipe:COMMAND {PLACEHOLDER}'"
+        )
     if not 0 < timeout < float("inf"):
-        raise UserError(f"data.timeout must be greater than 0 and finite, got {timeout}")
+        raise UserError(f"data.timeout (--timeout) must be greater than 0 and finite, got {timeout}")
     if tries < 1:
-        raise UserError(f"data.tries must be at least 1, got {tries}")
+        raise UserError(f"data.tries (--tries) must be at least 1, got {tries}")
     scheme, colon, rest = str(source).partition(":")
     if isinstance(source, Path) or not colon:
         return Folder(Path(source))

@@ -89,7 +89,7 @@ def write_set(
     if not 0 <= number < parts:
         raise UserError(f"part must be i of n with 0 <= i < n, got {number} of {parts}")
     members(header)  # refuses a wrong name before anything is written
-    known = _finished(out, header)
+    known = finished(out, header)
     tasks = _tasks(out, header)
     mine = tasks[number::parts]
     record = out / (PROGRESS_NAME if parts == 1 else f"progress-{number:05d}-of-{parts:05d}.json")
@@ -105,7 +105,7 @@ def write_set(
         write_json(record, to_json(Index(header, tuple(done.values()))))
         if progress is not None:
             progress(count)
-    known = {**_finished(out, header), **done}
+    known = {**finished(out, header), **done}
     index = Index(header, tuple(known[task.path.name] for task in tasks if task.path.name in known))
     if all(_whole(task.path, known.get(task.path.name)) for task in tasks):
         write_json(out / INDEX_NAME, to_json(index))
@@ -131,8 +131,12 @@ def _whole(path: Path, shard: Shard | None) -> bool:
     return shard is not None and path.is_file() and path.stat().st_size == shard.bytes
 
 
-def _finished(out: Path, header: Header) -> dict[str, Shard]:
-    """The shards of this set that the folder records as whole, by name."""
+def finished(out: Path, header: Header) -> dict[str, Shard]:
+    """The shards of this set that the folder records as whole, by name.
+
+    Raises:
+        UserError: when the folder holds another set.
+    """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose a folder")
     known: dict[str, Shard] = {}

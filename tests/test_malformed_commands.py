@@ -43,6 +43,7 @@ FMTT = {
     "certify": ["EXPORT", "--out", "out"],
     "compare": ["EXPORT", "--reward", "brightness", "--out", "out"],
     "prompts": ["EXPORT", "prompts.jsonl", "--method", "sample", "--out", "out"],
+    "edit": ["EXPORT", "photo.png", "--prompt", "a", "--reward", "brightness", "--out", "out"],
 }
 DATA = {
     "write": ["mixture", "--out", "out", "--num-samples", "8"],
@@ -50,12 +51,14 @@ DATA = {
     "encode": ["--captions", "file.txt", "--model", "EXPORT", "--out", "out"],
 }
 NO_NUMBER = ["x", "nan", "inf", "-1", "", "1e999", "0x1", "[1]", "--", "1.5.2"]
-REWARDS = (
-    "|:|+|zzz|liner|clock:time|clock:time=25:99|clock:tim=3:47|clock:time=,|"
-    "clock:time=3:47,sharpness=x|clock:time=3:47,sharpness=nan|brightness +|+ brightness|0*|"
-    "x*brightness|nan*brightness|brightness colour|clock:time=[|clock:time=3:47;x|clock:=1|"
-    "brightness:a=1"
-).split("|")
+# fmt: off
+REWARDS = [
+    "", ":", "+", "zzz", "liner", "clock:time", "clock:time=25:99", "clock:tim=3:47", "clock:time=,",
+    "clock:time=3:47,sharpness=x", "clock:time=3:47,sharpness=nan", "brightness +", "+ brightness", "0*",
+    "x*brightness", "nan*brightness", "brightness colour", "clock:time=[", "clock:time=3:47;x", "clock:=1",
+    "brightness:a=1",
+]
+# fmt: on
 WEIRD: list[Any] = [None, -1, 0, 1.5, "x", "", [], {}, [[]], True, 10**30, float("nan"), {"a": 1}]
 
 
@@ -233,6 +236,8 @@ def test_data_with_a_number_that_is_none(name, text, data):
         "write": ["--num-samples", "--shard-size", "--seed", "--processes"],
         "encode": [
             "--batch-size",
+            "--device",
+            "--max-sequence-length",
             "--shard-size",
             "--height",
             "--steps",

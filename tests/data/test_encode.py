@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from data.shared import SHARED_NAME, read_shared
 from fmtt.errors import UserError
 from fmtt.models.diffusers.decoder import Decoder
 from fmtt.models.diffusers.pretrained import encode_prompts, load_pipeline
-from tests.models.diffusers.conftest import folder, quiet  # noqa: F401 (fixtures)
+from tests.models.diffusers.conftest import diffusers, folder, quiet, transformers  # noqa: F401 (fixtures)
 
 Image = pytest.importorskip("PIL.Image")
 Folder = Callable[[str], str]
@@ -106,7 +107,9 @@ def test_latents_and_conditions_are_the_pipelines(pairs: Path, folder: Folder, t
     assert main([*arguments, "--negative-prompt", "bad"]) == 0
     assert "2 kept" in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in sorted(out.glob("*.tar"))} == before
+    negative = (out / SHARED_NAME).read_bytes()
     assert main(arguments) == 2 and "choose another folder" in capsys.readouterr().err
+    assert (out / SHARED_NAME).read_bytes() == negative
 
 
 def test_parts_make_the_whole(folder: Folder, tmp_path: Path):
@@ -151,6 +154,40 @@ def test_damaged_samples_are_replaced_and_counted(pairs: Path, folder: Folder, t
     assert main(["verify", str(tmp_path / "out")]) == 0
 
 
+@pytest.fixture
+def loud() -> Iterator[list[str]]:
+    """What diffusers and transformers log, with bars and warnings on as they are by default."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logs = [diffusers.utils.logging, transformers.utils.logging]
+    for log in logs:
+        log.enable_progress_bar()
+        log.set_verbosity_warning()
+        log.add_handler(handler)
+    yield said
+    for log in logs:
+        assert log.is_progress_bar_enabled() and log.get_verbosity() == logging.WARNING
+        log.disable_progress_bar()
+        log.set_verbosity_error()
+        log.remove_handler(handler)
+
+
+@pytest.mark.parametrize(("name", "cut"), [("sd3", 2), ("sana", 3)])  # sana's tokens begin with a special one
+def test_captions_that_are_cut_are_counted_and_nothing_else_is_said(
+    name: str, cut: int, folder: Folder, tmp_path: Path, capsys: Any, loud: list[str]
+):
+    (tmp_path / "captions.txt").write_text("abc\nabcdef\nabcdefg\nabcdefghijkl\n")
+    options = ["--captions", str(tmp_path / "captions.txt"), "--model", folder(name), *SMALL]
+    capsys.readouterr()
+    assert main(["encode", *options, "--latents", "noise", "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == "" and loud == []
+    assert f"{cut} of 4 captions are longer than the 6 tokens that are read, and are cut; raise" in shown.out
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["captions_cut"], summary["max_sequence_length"]) == (cut, 6)
+
+
 def test_wrong_arguments_are_one_line(pairs: Path, folder: Folder, tmp_path: Path, capsys: Any):
     base = ["encode", str(pairs), "--out", str(tmp_path / "out")]
     sana = [*base, "--model", folder("sana")]
@@ -163,6 +200,11 @@ def test_wrong_arguments_are_one_line(pairs: Path, folder: Folder, tmp_path: Pat
         ([*sana, "--part", "2", "--parts", "2"], "--part must be I"),
         ([*sana, "--batch-size", "0"], "--batch-size must be at least 1"),
         ([*sana, "--device", "tpu"], "--device tpu cannot be used"),
+        ([*sana, "--device", "meta"], "--device meta cannot be used (meta is neither cpu nor cuda)"),
+        ([*base, "--model", ""], "--model is empty"),
+        ([*sana, "--max-sequence-length", "0"], "--max-sequence-length must be at least 1"),
+        ([*sana, "--max-sequence-length", "-3"], "--max-sequence-length must be at least 1"),
+        ([*sana, "--max-sequence-length", "100000"], "--max-sequence-length must lie in 1 to 512"),
     ]
     for arguments, message in cases:
         assert main(arguments) == 2

@@ -114,7 +114,7 @@ def test_a_server_that_stalls_is_given_up_in_time(server: Server, folder: Path, 
     assert time.monotonic() - start < 10  # two tries of at most 0.6 s, and half a second between
     assert str(caught.value) == (
         f"{server.url}/{name}: stalled for 0.3 s, 2 tries; "
-        "check the server, or raise data.timeout or data.tries"
+        "check the server, or raise data.timeout or data.tries (--timeout or --tries of verify)"
     )
     assert server.asked[name] == 2
 
@@ -167,8 +167,12 @@ def test_an_index_that_cannot_be_fetched_is_an_error(server: Server):
         ("silent", "stalled"),
     ):
         server.faults[INDEX_NAME] = fault
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=message) as caught:
             ShardBatches(server.url, 4, timeout=0.2, tries=1)
+        assert "write the shards again" not in str(caught.value)
+    with pytest.raises(UserError, match=r"^http://127.0.0.1:9/index.json: no connection") as caught:
+        ShardBatches("http://127.0.0.1:9", 4, tries=1)
+    assert "write the shards again" not in str(caught.value)
 
 
 def test_training_hears_of_a_stall_in_the_background(server: Server, folder: Path):
@@ -210,8 +214,9 @@ def test_sources_are_told_apart():
     for source, options, message in (
         ("pipe:cat x", {}, r"must hold \{shard\}"),
         ("s3://bucket/a", {}, "use 'pipe:COMMAND"),
-        ("a", {"timeout": 0}, "data.timeout must be greater than 0"),
-        ("a", {"tries": 0}, "data.tries must be at least 1"),
+        ("a", {"timeout": 0}, r"data.timeout \(--timeout\) must be greater than 0"),
+        ("a", {"tries": 0}, r"data.tries \(--tries\) must be at least 1"),
+        ("", {}, r"the data source \(data.source, .*\) is empty"),
     ):
         with pytest.raises(UserError, match=message):
             open_store(source, **options)

@@ -52,6 +52,7 @@ def submitted(tmp_path: Path):
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
     stubs = {"scontrol": "echo n1", "srun": 'shift; exec "$@"', "python": "printf '%q ' \"$@\""}
+    stubs["container"] = f'echo "$*" >> {tmp_path}/contained; exec "$@"'
     for name, does in stubs.items():
         (bin_folder / name).write_text(f"#!/bin/bash\n{does}\n")
         (bin_folder / name).chmod(0o755)
@@ -89,9 +90,49 @@ def test_compare_runs_the_real_command_once_for_each_budget_and_seed(submitted) 
     assert seen == {(64, 0), (64, 5), (256, 0), (256, 5)}
 
 
-def test_compare_refuses_an_array_of_another_size(submitted) -> None:
-    with pytest.raises(AssertionError, match="submit with --array=0-8"):
-        submitted("compare.sbatch", "clock-map", "OUT", SLURM_ARRAY_TASK_COUNT="4", SLURM_ARRAY_TASK_ID="0")
+def array(index: int, *tasks: int) -> dict[str, str]:
+    """What SLURM tells the task ``index`` of an array of ``tasks``."""
+    told = {"ID": index, "COUNT": len(tasks), "MIN": min(tasks), "MAX": max(tasks)}
+    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in told.items()}
+
+
+def test_compare_takes_some_of_its_points_again_and_refuses_one_that_is_none(submitted) -> None:
+    words = submitted("compare.sbatch", "clock-map", "OUT", **array(3, 3))
+    assert words[-1] == "OUT/budget-256-seed-0"
+    with pytest.raises(AssertionError, match="there is no point 9: submit with --array=0-8"):
+        submitted("compare.sbatch", "clock-map", "OUT", **array(9, 0, 9))
+
+
+def test_prompts_takes_some_of_its_parts_again(submitted) -> None:
+    words = ("prompts.sbatch", "clock-map", "SUITE", "OUT")
+    assert submitted(*words, **array(1, 0, 1, 2))[-2:] == ["--part", "1/3"]
+    assert submitted(*words, **array(3, 3), PARTS="8")[-2:] == ["--part", "3/8"]
+    for index, tasks in ((3, (3,)), (8, range(1, 9)), (2, (0, 2, 4))):
+        with pytest.raises(AssertionError, match="set PARTS"):
+            submitted(*words, **array(index, *tasks))
+
+
+def test_encode_takes_some_of_its_parts_again(submitted) -> None:
+    def part(index: int, *tasks: int, **environment: str) -> list[str]:
+        own = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", **array(index, *tasks), **environment}
+        return submitted("encode.sbatch", "SHARDS", **own)[-4:]
+
+    assert part(2, 0, 1, 2) == ["--part", "5", "--parts", "6"]
+    assert part(3, 3, 5, PARTS="16") == ["--part", "7", "--parts", "16"]
+    alone = submitted("encode.sbatch", "SHARDS", SLURM_NTASKS="4", SLURM_PROCID="3")
+    assert alone[-4:] == ["--part", "3", "--parts", "4"]
+    for index, tasks in ((3, (3,)), (10, range(0, 11, 2)), (1, (1, 2))):
+        with pytest.raises(AssertionError, match="set PARTS"):
+            part(index, *tasks)
+
+
+def test_a_sweep_reads_its_grid_in_the_container(submitted, tmp_path: Path) -> None:
+    submitted("sweep.sbatch", "GRID", "OUT", "distill", "CONFIG", FMTT_CONTAINER="container", **array(2, 2))
+    contained = (tmp_path / "contained").read_text().splitlines()
+    assert [line.split()[1:4] for line in contained] == [
+        ["-m", "train.sweep", "GRID"],
+        ["-m", "train", "distill"],
+    ]
 
 
 def test_evaluate_runs_the_real_command(submitted) -> None:
