@@ -4,44 +4,38 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable
+import os
 from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import nn
 
 from data.procedural import MODES
-from fmtt.errors import UserError, nearest
+from fmtt.errors import UserError
 from fmtt.flow.derivative import DERIVATIVES
 from fmtt.flow.flow_map import PREDICTIONS, NeuralFlowMap
 from fmtt.flow.interpolant import INTERPOLANTS
-from fmtt.models.checkpoint import NETWORKS, load
+from fmtt.models.checkpoint import NETWORKS, load, shipped
+from train.build_adversarial import build_adversarial
+from train.choice import check_type, choose
 from train.config import Config, NetworkConfig
 from train.config_pretrained import PretrainedConfig
 from train.losses import ANY_FLOW, DIAGONAL, OBJECTIVES, SEES_DATA, FlowMapLoss, sum_of
 from train.module import FlowMapModule
 from train.teacher import METHODS, ORACLE, ORACLES, SELF, Guidance, Teacher
 from train.times import DISTRIBUTIONS, MIDPOINTS, TimeSampler
-
-
-def choose(key: str, name: str, options: Iterable[str]) -> str:
-    """``name`` if it is among ``options``.
-
-    Raises:
-        UserError: naming the key, the options and the nearest one.
-    """
-    options = list(options)
-    if name in options:
-        return name
-    raise UserError(f"{key}: {name!r} is not one of {', '.join(options)}{nearest(name, options)}")
+from train.weighting import check_times
 
 
 def build_network(config: NetworkConfig, data_shape: tuple[int, ...]) -> NeuralFlowMap:
     """A student with fresh weights."""
     network_class = NETWORKS[choose("student.network", config.network, NETWORKS)]
-    allowed = [p for p in inspect.signature(network_class).parameters if p != "data_shape"]
-    for name in config.args:
+    signature = inspect.signature(network_class)
+    allowed = [p for p in signature.parameters if p != "data_shape"]
+    for name, value in config.args.items():
         choose("student.args", name, allowed)
+        check_type(f"student.args.{name}", value, signature.parameters[name].default)
     try:
         network = network_class(data_shape, **config.args)
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
@@ -123,6 +117,7 @@ def build_module(config: Config, stage: str, data_shape: tuple[int, ...]) -> Flo
             missing or does not fit the data.
     """
     objective = build_objective(config, stage)
+    check_times(config.objective, config.weighting)
     choose("times.distribution", config.times.distribution, DISTRIBUTIONS)
     if config.times.distribution == "noise" and list(config.objective.weights()) != ["trajectory"]:
         raise UserError(
@@ -136,6 +131,8 @@ def build_module(config: Config, stage: str, data_shape: tuple[int, ...]) -> Flo
     if isinstance(config.teacher, PretrainedConfig):
         from train.pretrained import build_pair
 
+        if config.adversarial.weight > 0:
+            raise UserError("adversarial.weight is not for teacher: {pretrained: ...}; leave it out")
         pair = build_pair(config, stage, data_shape)
         pair.student.train()
         return FlowMapModule(pair.student, pair.teacher, objective, times, config, pair.export, pair.guidance)
@@ -146,10 +143,10 @@ def build_module(config: Config, stage: str, data_shape: tuple[int, ...]) -> Flo
     network, args = config.student.network, dict(config.student.args)
     teacher = None if stage == "pretrain" else build_teacher(config, data_shape)
     conditioned = config.guidance.scale[0] < config.guidance.scale[1]
-    initial = choose("student.init", config.student.init, ("teacher", "scratch"))
-    if isinstance(teacher, NeuralFlowMap) and initial == "teacher":
-        network, args = teacher.config["network"]["name"], dict(teacher.config["network"]["args"])
-        student = student_of(teacher, network, args, conditioned)
+    source = initial_map(config, stage, data_shape, teacher)
+    if source is not None:
+        network, args = source.config["network"]["name"], dict(source.config["network"]["args"])
+        student = student_of(source, network, args, conditioned)
     else:
         if conditioned:
             args["guidance"] = True
@@ -158,9 +155,16 @@ def build_module(config: Config, stage: str, data_shape: tuple[int, ...]) -> Flo
         if isinstance(teacher, NeuralFlowMap) and student.interpolant.name != teacher.interpolant.name:
             own, its = student.interpolant.name, teacher.interpolant.name
             raise UserError(f"student.interpolant is {own}, the teacher's is {its}: set it to {its}")
+    adversarial = build_adversarial(config, stage, student, network, int(args.get("num_classes", 0)))
     if stage == "pretrain":
         # A velocity model has one time; the second one's embedding stays the zero function.
-        student.network.get_submodule("second_time").requires_grad_(False)
+        second_time = getattr(student.network, "second_time", None)
+        if not isinstance(second_time, nn.Module):
+            raise UserError(
+                f"student.network: {network} has no second_time, which pretrain holds at zero and distill "
+                "trains: add it as CONTRIBUTING.md shows"
+            )
+        second_time.requires_grad_(False)
     classes = int(args.get("num_classes", 0))
     if config.teacher == f"{ORACLE}mixture-labelled" and stage == "distill" and classes != MODES:
         raise UserError(
@@ -173,13 +177,36 @@ def build_module(config: Config, stage: str, data_shape: tuple[int, ...]) -> Flo
     if stage == "pretrain":
         times = times._replace(diagonal=1.0, endpoint=0.0)
     student.train()
-    return FlowMapModule(student, teacher, objective, times, config, export, guidance)
+    return FlowMapModule(student, teacher, objective, times, config, export, guidance, adversarial)
+
+
+def initial_map(
+    config: Config, stage: str, data_shape: tuple[int, ...], teacher: Teacher | None
+) -> NeuralFlowMap | None:
+    """Whose weights the student starts with; None for fresh ones.
+
+    Raises:
+        UserError: for an export that does not exist or fits neither the data nor the teacher.
+    """
+    initial = config.student.init
+    names = ("teacher", "scratch")
+    if stage == "pretrain" or initial in names or not (os.path.isdir(initial) or initial in shipped()):
+        choose("student.init", initial, names)
+        return teacher if isinstance(teacher, NeuralFlowMap) and initial == "teacher" else None
+    source = load(initial)
+    check_shape("student.init", initial, source, data_shape)
+    wanted = teacher.interpolant.name if isinstance(teacher, NeuralFlowMap) else config.student.interpolant
+    if source.interpolant.name != wanted:
+        raise UserError(
+            f"student.init: the interpolant of {initial} is {source.interpolant.name}, not {wanted}"
+        )
+    return source
 
 
 def student_of(
     teacher: NeuralFlowMap, network: str, args: dict[str, Any], conditioned: bool
 ) -> NeuralFlowMap:
-    """A copy of the teacher to be trained; ``args`` gains the guidance embedding where it is conditioned."""
+    """A copy to be trained; ``args`` gains the guidance embedding where it is conditioned."""
     student = copy.deepcopy(teacher).requires_grad_(True)
     student.bidirectional = False
     if conditioned and not args.get("guidance", False):

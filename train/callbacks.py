@@ -19,6 +19,7 @@ from fmtt.tensor import take_cond
 from fmtt.types import Cond, VelocityField
 from train.config import EvaluateConfig
 from train.module import FlowMapModule
+from train.sources import first_conditions
 from train.strategy import cond_of_rank_zero, mesh_of, of_rank_zero
 
 EVALUATION_SEED = 12345
@@ -32,32 +33,46 @@ class Evaluation(Callback):
     t = 0, 0.2, 0.4 (logged as ``lookahead/map_1@0.2``). With teacher: self, against the ODE of the averaged
     student's own diagonal, under names that begin with ``lookahead_own``: a map that agrees with a poor
     velocity has small ones too. For images: a grid of 1/2/4-step samples.
+
+    Args:
+        also_every: steps of checkpoints that the errors tell the best of: there they are measured too. 0 for
+            none.
     """
 
     TIMES = (0.0, 0.2, 0.4)
 
-    def __init__(self, folder: Path, config: EvaluateConfig) -> None:
-        self.folder, self.config = folder, config
+    def __init__(self, folder: Path, config: EvaluateConfig, also_every: int = 0) -> None:
+        self.folder, self.config, self.also_every = folder, config, also_every
         self._trajectory: Trajectory | None = None
         self._cond: Cond | None = None
         self._last = -1
+
+    @classmethod
+    def columns(cls, *, own: bool) -> list[str]:
+        """What the errors are called in metrics.csv; ``own``: without a teacher."""
+        names = [*(f"map_{k}" for k in SAMPLE_STEPS), "denoiser"]
+        return [f"{'lookahead_own' if own else 'lookahead'}/{n}@{t:g}" for n in names for t in cls.TIMES]
+
+    def _regular(self, trainer: Trainer, step: int) -> bool:
+        return step % self.config.every_steps == 0 or step >= trainer.max_steps
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        due = step % self.config.every_steps == 0 or step >= trainer.max_steps
+        due = self._regular(trainer, step) or (self.also_every > 0 and step % self.also_every == 0)
         # The other ranks wait where gradients next meet; nothing below may talk to them. Where every pass
         # takes all ranks, all do the same.
         together = mesh_of(trainer.strategy) is not None
         if due and step != self._last and (together or trainer.is_global_zero):
             self._last = step
-            self._cond = self._cond or cond_of_rank_zero(trainer.strategy, batch.cond)
+            if batch.cond is not None and self._cond is None:
+                self._cond = cond_of_rank_zero(trainer.strategy, lambda: self._read_conditions(pl_module))
             self.evaluate(trainer, pl_module, step)
 
     @torch.no_grad()
     def evaluate(self, trainer: Trainer, module: LightningModule, step: int) -> None:
-        """Log the errors and write the grid of ``step``."""
+        """Log the errors and, where it is regular, write the grid of ``step``."""
         assert isinstance(module, FlowMapModule)
         student, metrics = module.student, {}
         was_training = student.training
@@ -65,7 +80,8 @@ class Evaluation(Callback):
         with module.ema.swapped_in(student):
             if module.export["kind"] == "flow_map" and self.config.num_samples > 0:
                 metrics |= self._lookahead(module)
-            if png.is_image(student.data_shape) and self.config.grid_samples > 0:
+            images = png.is_image(student.data_shape) and self.config.grid_samples > 0
+            if images and self._regular(trainer, step):
                 self._write_grid(module, step, write=trainer.is_global_zero)
         student.train(was_training)
         for logger in trainer.loggers:
@@ -107,8 +123,14 @@ class Evaluation(Callback):
             )
         return self._trajectory
 
+    def _read_conditions(self, module: LightningModule) -> Cond | None:
+        # Not those of the batch at hand, which is another one when a run continues.
+        assert isinstance(module, FlowMapModule)
+        most = max(self.config.num_samples, self.config.grid_samples)
+        return first_conditions(module.config, min(max(1, most), module.config.batch_size))
+
     def _conditions(self, wanted: int) -> tuple[int, Cond | None]:
-        """(how many samples, their conditions): those of a training batch, where there are any."""
+        """(how many samples, their conditions): those of the first samples, at most a batch's number."""
         if not self._cond:
             return wanted, None
         n = min(wanted, len(next(iter(self._cond.values()))))

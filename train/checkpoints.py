@@ -15,7 +15,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
-from fmtt.errors import UserError
+from fmtt.errors import UserError, nearest
 from fmtt.files import atomic_write, write_json
 from train import sharded_checkpoint
 from train.metrics import MetricsCsv
@@ -145,8 +145,8 @@ class Checkpoints(Callback):
 
     Args:
         keep: how many of the newest stay.
-        best: a column of metrics.csv; the checkpoint at whose step it was smallest stays too, and
-            ``best.json`` names it. Empty for none.
+        best: a column of metrics.csv; the checkpoint whose latest value of it, measured since the one
+            before, is smallest stays too, and ``best.json`` names it. Empty for none.
         request: looked at after every optimizer step. If any rank received one, all save and stop.
 
     Attributes:
@@ -158,11 +158,12 @@ class Checkpoints(Callback):
     ) -> None:
         self.folder, self.every_steps, self.keep, self.metric = folder, every_steps, keep, best
         self.request, self.stopped = request or StopRequest(), False
-        self._step = self._saved = -1
+        self._step = self._saved = self._begun = -1
+        self._warned = False
         self._best: Best | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._step = self._saved = trainer.global_step
+        self._step = self._saved = self._begun = trainer.global_step
         same = trainer.strategy.broadcast(self._step) == self._step
         if not trainer.strategy.reduce_boolean_decision(same, all=True):
             raise RuntimeError(
@@ -209,11 +210,14 @@ class Checkpoints(Callback):
             self._delete_old()
 
     def _note_best(self, trainer: Trainer) -> None:
-        """Compare the metric of the step saved last, measured since, with the best one so far."""
+        """Compare the metric of the checkpoint saved last with the best one so far."""
+        if not self.metric or self._saved == self._begun or not trainer.is_global_zero:
+            return
         for logger in trainer.loggers:
-            if not (isinstance(logger, MetricsCsv) and trainer.is_global_zero):
+            if not isinstance(logger, MetricsCsv):
                 continue
-            value = float(logger.rows.get(self._saved, {}).get(self.metric, "nan"))
+            self._warn_if_never_measured(logger.columns())
+            value = logger.latest(self.metric, self._saved - self.every_steps, self._saved)
             better = self._best is None or value < self._best.value
             # In the file's order of events: a best checkpoint is on disk before best.json names it.
             if value == value and better and self._saved in dict(checkpoints(self.folder)):
@@ -223,6 +227,16 @@ class Checkpoints(Callback):
                 except UserError as error:
                     rank_zero_warn(f"{error}; going on without it")
                 self._delete_old()
+
+    def _warn_if_never_measured(self, columns: set[str]) -> None:
+        # Before the first "loss" nothing was logged yet that a training step measures.
+        regular = self._saved % self.every_steps == 0
+        if self.metric not in columns and "loss" in columns and regular and not self._warned:
+            self._warned = True
+            rank_zero_warn(
+                f"checkpoint.best: metrics.csv has no column {self.metric!r} by step {self._saved}"
+                f"{nearest(self.metric, columns)}; until it has, no checkpoint is kept as the best"
+            )
 
     def _delete_old(self) -> None:
         # A damaged newer one, from which this run fell back, must not count.

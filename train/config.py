@@ -13,6 +13,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 from fmtt.errors import UserError
+from train.config_adversarial import AdversarialConfig
 from train.config_check import check
 from train.config_objective import GuidanceConfig, ObjectiveConfig
 from train.config_pretrained import LoraConfig, read_teacher
@@ -31,13 +32,14 @@ class NetworkConfig:
     prediction: str = "velocity"
     """velocity | endpoint: what the network's output means."""
     init: str = "teacher"
-    """teacher | scratch: initial weights when distilling. From the teacher, network and args are its own."""
+    """teacher | scratch | an export (a folder or a shipped name), such as a flow map to fine-tune: initial
+    weights when distilling. From a teacher or an export, network and args are its own."""
     lora: LoraConfig | None = None
     """Of a student of a text-to-image teacher: {rank: 16, ...}; without, a copy is trained in full."""
     second_time: str = "zero_init"
     """zero_init | averaged: how such a student learns of its second time."""
     own_guidance: bool = False
-    """Such a student of sd3 or sana takes the guidance scale as an input: one pass in place of two."""
+    """Such a student, not of flux, takes the guidance scale as an input: one pass in place of two."""
     checkpointing: bool = False
     """Such a student repeats its blocks in the reverse pass, save where derivatives are taken."""
 
@@ -120,9 +122,10 @@ class CheckpointConfig:
 
     every_steps: int = 200
     keep: int = 2
-    best: str = "lookahead/map_1@0"
-    """A column of metrics.csv, smaller is better: where it is measured at the step of a checkpoint, the best
-    one is kept too. Empty for none."""
+    best: str = "auto"
+    """A column of metrics.csv, smaller is better: the checkpoint with the smallest value is kept too, and
+    look-ahead errors are measured at every checkpoint. auto: lookahead/map_1@0 where there is a teacher,
+    which teacher: self and pretrain have not. Empty for none."""
 
 
 @dataclass
@@ -164,6 +167,7 @@ class Config:
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     times: TimesConfig = field(default_factory=TimesConfig)
     weighting: WeightingConfig = field(default_factory=WeightingConfig)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     derivative: str = "jvp"
     """jvp | finite_difference | flash_jvp | auto: how objectives differentiate; see fmtt.flow.derivative."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

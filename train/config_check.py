@@ -26,6 +26,7 @@ def check(config: Config) -> None:
         "guidance.scale": config.guidance.scale,
         "guidance.interval": config.guidance.interval,
         "times.s_density": config.times.s_density,
+        "adversarial.betas": config.adversarial.betas,
     }
     for key, values in lists.items():
         if not all(isinstance(value, int | float) for value in values):  # OmegaConf lets nested lists pass
@@ -78,6 +79,7 @@ def check(config: Config) -> None:
     c.guidance.check()
     c.times.check()
     c.weighting.check()
+    c.adversarial.check()
     betas, low_high, half_lives = c.optimizer.betas, c.data.value_range, c.ema.half_lives
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise UserError(f"optimizer.betas must be two numbers in [0, 1), got {betas}")

@@ -19,7 +19,8 @@ class ObjectiveConfig:
     diagonal are evaluated on the samples with s = t alone (times.diagonal is their share of the batch) and
     all others on the samples with s < t alone."""
     time_left_power: float = 0.0
-    """The loss of a sample is weighed by (1 - t) to this power."""
+    """The loss of a sample is weighed by (1 - t) to this power, t the end of the objective's jump: s for
+    flow_matching and diagonal, 1 for consistency."""
 
     def weights(self) -> dict[str, float]:
         """The objectives that are summed, by name."""

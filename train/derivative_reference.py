@@ -13,12 +13,17 @@ from torch import Tensor, nn
 
 from fmtt.flow.derivative import FiniteDifference, Observed, using
 from fmtt.types import Cond, FlowMap, VelocityField
+from train.float64 import Float64
 from train.losses.base import FlowMapLoss, PathSample, Times
 
 DIRECTIONS = 4
 """Random directions in the space of weights along which gradients are compared."""
 FILL = 0.05
 """Standard deviation of what stands in for weights that are zero."""
+STEP = 2.0**-22
+"""Of the differences: rounding is 1e-9 of the value, and truncation nothing even behind timestep embeddings,
+which turn by a thousand radians per unit of time. What bounds it from above are kinks: at 2^-16 some of the
+rectified units of SANA's attention cross zero within a step, and the difference mixes both slopes."""
 
 
 class Inputs(NamedTuple):
@@ -52,15 +57,16 @@ class Reference:
     """The objective's derivatives from a float64 copy of the student, eager even where it is compiled."""
 
     def __init__(self, objective: FlowMapLoss, inputs: Inputs) -> None:
-        self.objective, self.inputs = objective, inputs
+        self.objective, self.inputs, self.wide = objective, inputs, Float64()
         student = inputs.student
         self.student = copy.deepcopy(student).double() if isinstance(student, nn.Module) else student
 
     def teacher(self, x: Tensor, t: Tensor | float, cond: Cond | None = None) -> Tensor:
         """The teacher as it is: no objective differentiates it."""
         dtype = self.inputs.path.x_s.dtype
-        time = t.to(self.inputs.times.s.dtype) if isinstance(t, Tensor) else t
-        return self.inputs.teacher(x.to(dtype), time, _to(cond, dtype)).double()
+        with self.wide.off():
+            time = t.to(self.inputs.times.s.dtype) if isinstance(t, Tensor) else t
+            return self.inputs.teacher(x.to(dtype), time, _to(cond, dtype)).double()
 
     def derivatives(self) -> list[Observed]:
         """Every derivative that the objective takes, in order."""
@@ -73,7 +79,8 @@ class Reference:
             torch.autocast(device, enabled=False),
             # Where dynamo was never imported nothing is compiled, and importing it takes seconds.
             torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext(),
-            using(FiniteDifference(order=4), seen.append),
+            using(FiniteDifference(order=4, step=STEP), seen.append),
+            self.wide,
         ):
             self.objective(self.student, self.teacher, path, times, _to(self.inputs.cond, torch.float64))
         return seen

@@ -98,8 +98,9 @@ def export_run(
         "seed": config["seed"],
         "objective": config["objective"],
         "times": config["times"],
+        "guidance": config.get("guidance", {}),
         "optimizer": config["optimizer"],
-        "data": Path(str(config["data"]["source"])).name,
+        "data": data_name(config["data"]),
         "teacher": teacher_name(config["teacher"]),
         "ema_half_life": float(half_life),
         "value_range": config["data"]["value_range"],
@@ -139,6 +140,12 @@ def export_run(
     )
     check_export(student, out_dir)
     return out_dir
+
+
+def data_name(data: dict[str, Any]) -> str:
+    """What an export calls the data of a run's configuration: the source, or all that were mixed."""
+    mixed = [f"{Path(str(s['source'])).name} (weight {s['weight']:g})" for s in data.get("sources", [])]
+    return ", ".join(mixed) or Path(str(data["source"])).name
 
 
 def teacher_name(teacher: Any) -> str:

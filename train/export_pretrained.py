@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fmtt.errors import UserError
+from fmtt.files import atomic_folder
 from fmtt.flow.flow_map import NeuralFlowMap
 from fmtt.models.diffusers import export
 from fmtt.models.diffusers.student import merge, network_of
@@ -64,29 +62,18 @@ def _write_pipeline(
 ) -> None:
     from fmtt.models.diffusers.pretrained import library, load_pipeline
 
-    if out_dir.exists() and not (out_dir / PIPELINE).is_file() and any(out_dir.iterdir()):
+    empty = out_dir.is_dir() and not any(out_dir.iterdir())
+    if out_dir.exists() and not (out_dir / PIPELINE).is_file() and not empty:
         raise UserError(f"{out_dir} exists and is not a pipeline: choose another folder")
     dtype = getattr(torch, args["dtype"])
     own = {} if options["lora"] is not None else {"transformer": network_of(student).transformer}
     whole = load_pipeline(args["pretrained"], dtype=dtype, **own)
     if own:
         whole.register_modules(scheduler=library().FlowMapEulerDiscreteScheduler())
-    try:
-        out_dir.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", suffix=".tmp", dir=out_dir.parent))
-        try:
-            new = scratch / "new"
-            whole.save_pretrained(new, safe_serialization=True)
-            (new / "README.md").write_text(str(options["card"]), encoding="utf-8")
-            export.save(student, new / "flow_map", pretrained="..", own_transformer=False, **options)
-            if out_dir.exists():
-                os.replace(out_dir, scratch / "old")
-            os.replace(new, out_dir)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot write {out_dir}: {reason}; choose another folder") from error
+    with atomic_folder(out_dir) as new:
+        whole.save_pretrained(new, safe_serialization=True)
+        (new / "README.md").write_text(str(options["card"]), encoding="utf-8")
+        export.save(student, new / "flow_map", pretrained="..", own_transformer=False, **options)
 
 
 def _absolute(pretrained: str) -> str:

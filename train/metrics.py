@@ -46,6 +46,15 @@ class MetricsCsv(Logger):
     def version(self) -> str:
         return ""
 
+    def columns(self) -> set[str]:
+        """Every metric that some row holds."""
+        return {key for row in self.rows.values() for key in row}
+
+    def latest(self, column: str, first: int, last: int) -> float:
+        """The last value of ``column`` in the rows from ``first`` to ``last``; nan where there is none."""
+        steps = [s for s, row in self.rows.items() if first <= s <= last and column in row]
+        return float(self.rows[max(steps)][column]) if steps else float("nan")
+
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         return None
@@ -72,7 +81,7 @@ class MetricsCsv(Logger):
             rank_zero_warn(f"{error}; going on without it")
 
     def _write(self) -> None:
-        columns = sorted({key for row in self.rows.values() for key in row})
+        columns = sorted(self.columns())
         with atomic_write(self.path) as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, ["step", *columns])
             writer.writeheader()

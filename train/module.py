@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -16,9 +17,10 @@ from data.counter import random_bits
 from fmtt.errors import UserError
 from fmtt.flow.flow_map import NeuralFlowMap
 from fmtt.types import VelocityField
+from train.adversarial import Adversarial
 from train.config import Config, OptimizerConfig
 from train.ema import Ema
-from train.losses import FlowMapLoss
+from train.losses import FlowMapLoss, times_of
 from train.losses.base import Times, sample_path
 from train.optimizer import MuonWithAdamW, learning_rate_factor, split_parameters
 from train.strategy import is_sharded, mesh_of, shard
@@ -31,6 +33,7 @@ REMEDY = (
     "the last checkpoint is intact: lower optimizer.lr and optimizer.muon_lr, "
     "or use trainer.precision=32-true"
 )
+CALM = "the last checkpoint is intact: lower adversarial.lr, or raise adversarial.r1 and adversarial.r2"
 
 
 class FlowMapModule(LightningModule):
@@ -43,6 +46,7 @@ class FlowMapModule(LightningModule):
         config: the run's configuration.
         export: what an export says of the student's network: name, args, kind.
         guidance: what is done to conditions and velocities; none if omitted.
+        adversarial: a discriminator whose verdict joins the loss; none if omitted.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class FlowMapModule(LightningModule):
         config: Config,
         export: dict[str, Any],
         guidance: Guidance | None = None,
+        adversarial: Adversarial | None = None,
     ) -> None:
         super().__init__()
         self.student = student
@@ -64,6 +69,8 @@ class FlowMapModule(LightningModule):
         self.times, self.config, self.export = times, config, export
         self.weighting = Weighting(config.weighting, config.objective.time_left_power)
         self.guidance = guidance or Guidance()
+        # No submodule either: DDP would wait for gradients that the student's loss does not give.
+        self.adversarial = adversarial
         target, half_lives = config.ema.target_half_life, list(config.ema.half_lives)
         self.ema = Ema(student, half_lives + [target] * (target not in (0, *half_lives)))
         self._own: SelfTeacher | None = None
@@ -91,6 +98,8 @@ class FlowMapModule(LightningModule):
         if mesh_of(self.trainer.strategy) is None:  # else they are cut first: whole they may not fit
             self.ema.to(self.device)
             self._move_teachers()
+            if self.adversarial is not None:
+                self.adversarial.to(self.device)
 
     def _move_teachers(self) -> None:
         for part in (self.teacher, self.guidance.weak):
@@ -149,19 +158,25 @@ class FlowMapModule(LightningModule):
         if self.teacher is None:
             path = self.guidance.guided_data(path, times, cond, self.own)
         out = self.objective(self.student, self.velocity(), path, times, cond)
-        loss = self.weighting(out.per_sample.float(), times).mean()
+        own = times_of(self.config.objective.weights(), times)
+        loss, logs = self.weighting(out.per_sample.float(), own or times).mean(), out.logs
+        if self.adversarial is not None and self.adversarial.active(self.global_step):
+            given = (self.student, path, times, cond, generator, self.global_step)
+            loss, verdict = self.adversarial(loss, *given)
+            logs = {**logs, **verdict}
         bad = not bool(torch.isfinite(loss))
         if self.trainer.strategy.reduce_boolean_decision(bad, all=False):
             # All ranks stop together; those that saw it say so.
             raise UserError(self._not_finite(out.per_sample, times)) if bad else SystemExit(2)
-        self._log(loss, out.per_sample.detach().float(), out.logs, times)
+        self._log(loss, out.per_sample.detach().float(), logs, own)
         return loss
 
-    def _log(self, loss: Tensor, per_sample: Tensor, logs: dict[str, Tensor], times: Times) -> None:
+    def _log(self, loss: Tensor, per_sample: Tensor, logs: dict[str, Tensor], times: Times | None) -> None:
         self.log("loss", loss, prog_bar=True)
-        diagonal = times.s == times.t
+        here = None if times is None else times.s == times.t
+        parts = () if here is None else (("loss_diagonal", here), ("loss_off_diagonal", ~here))
         # Parts that hold no sample of this batch are left out rather than logged as zero.
-        for name, mask in (("loss_diagonal", diagonal), ("loss_off_diagonal", ~diagonal)):
+        for name, mask in parts:
             if bool(mask.any()):
                 self.log(name, per_sample[mask].mean())
         for name, value in logs.items():
@@ -169,6 +184,8 @@ class FlowMapModule(LightningModule):
 
     def _not_finite(self, per_sample: Tensor, times: Times) -> str:
         bad = (~torch.isfinite(per_sample)).nonzero().flatten()
+        if len(bad) == 0 and self.adversarial is not None and self.adversarial.active(self.global_step):
+            return f"the loss with the discriminator is not finite at step {self.global_step}; {CALM}"
         where = f"s={times.s[bad[0]]:.3f}, t={times.t[bad[0]]:.3f}" if len(bad) else "an overflow of the mean"
         return (
             f"the loss is not finite at step {self.global_step} ({len(bad)} of {len(per_sample)} samples, "
@@ -178,7 +195,8 @@ class FlowMapModule(LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        parameters = [p for p in self.student.parameters() if p.grad is not None]
+        trained = (*self.student.parameters(), *self.weighting.parameters())
+        parameters = [p for p in trained if p.grad is not None]
         clip = self.config.optimizer.clip
         norm = torch.nn.utils.clip_grad_norm_(parameters, clip if clip > 0 else float("inf"))
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -203,26 +221,32 @@ class FlowMapModule(LightningModule):
             weight_decay=c.weight_decay,
         )
 
-        def factor(step: int) -> float:
-            return learning_rate_factor(
-                step,
-                warmup=c.warmup,
-                max_steps=self.config.max_steps,
-                decay_share=c.decay_share,
-                final=c.final,
-            )
-
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def rate(self, step: int) -> float:
+        """The learning rate of the step after ``step`` steps, relative to the highest."""
+        c, total = self.config.optimizer, self.config.max_steps
+        options = {"warmup": c.warmup, "decay_share": c.decay_share, "final": c.final}
+        return learning_rate_factor(step, max_steps=total, **options)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
+        if self.adversarial is not None and self.adversarial.active(self.global_step):
+            norm = self.adversarial.step(self.rate(self.global_step))
+            if not math.isfinite(norm):
+                message = f"the discriminator's gradient is not finite at step {self.global_step}; {CALM}"
+                raise UserError(message) if self.trainer.is_global_zero else SystemExit(2)
         # Here and not at the batch's end: callbacks, which save and evaluate, run before the module there.
         self.ema.update(self.student, self.global_step + 1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["ema"] = self.ema.state_dict()
         checkpoint["export"] = self.export
+        if self.adversarial is not None:
+            checkpoint["adversarial"] = self.adversarial.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.ema.load_state_dict(checkpoint["ema"])
+        if self.adversarial is not None:
+            self.adversarial.load_state_dict(checkpoint["adversarial"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import shutil
 import signal
@@ -19,33 +18,27 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import OmegaConf
 
-from data.mixing import Source
 from data.module import DataModule
 from fmtt.errors import UserError
 from fmtt.files import atomic_write, write_json
+from train.agreed_checkpoint import agreed_checkpoint
+from train.best import LOOKAHEAD, best_column
 from train.build import build_module, choose
 from train.callbacks import Evaluation, PlainProgress, SyncHint
-from train.checkpoints import Checkpoints, WholeCheckpoints, newest_checkpoint
+from train.checkpoints import Checkpoints, WholeCheckpoints
 from train.compiled import compile_networks
 from train.config import Config, to_yaml
-from train.export import last_metrics, read_config
+from train.export import last_metrics
 from train.lost_process import naming_lost_processes
 from train.metrics import MetricsCsv
 from train.preemption import StopRequest, listening, requeue, signals_held
 from train.principal import fit_principal
 from train.run_lock import run_lock
+from train.same_run import check_same_run
+from train.sources import reading_options, sources_of
 from train.strategy import FSDP, HSDP, ShardedStrategy
 from train.throughput import Throughput
-
-RESUME_FIXED = (
-    *("seed", "teacher", "student", "objective", "guidance", "times", "optimizer", "ema", "weighting"),
-    *("data.source", "data.sources"),
-)
-"""Keys that a run cannot change when it continues."""
-GLOBAL_BATCH = ("batch_size", "trainer.accumulate", "trainer.devices", "trainer.num_nodes")
-"""Keys whose product it cannot change: the samples of an optimizer step."""
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 
@@ -98,34 +91,6 @@ def _wandb_id(run_dir: Path) -> str:
     return path.read_text().strip() if path.is_file() else ""
 
 
-def check_same_run(config: Config, run_dir: Path) -> None:
-    """Refuse to continue a run under settings that would make it another run.
-
-    Raises:
-        UserError: naming the first key that differs.
-    """
-    # A key that the run's version did not have yet counts as its default.
-    saved = OmegaConf.merge(OmegaConf.create(to_yaml(Config())), read_config(run_dir / "config.yaml"))
-    now = OmegaConf.create(to_yaml(config))
-    for section in RESUME_FIXED:
-        value = OmegaConf.select(now, section)
-        keys = [f"{section}.{key}" for key in value] if OmegaConf.is_dict(value) else [section]
-        for key in keys:
-            old, new = OmegaConf.select(saved, key), OmegaConf.select(now, key)
-            if old != new:
-                raise UserError(_another_run(f"{key} is {new}", run_dir, str(old)))
-    old, new = (math.prod(OmegaConf.select(c, key) for key in GLOBAL_BATCH) for c in (saved, now))
-    if old != new:
-        raise UserError(_another_run(f"{' x '.join(GLOBAL_BATCH)} is {new}", run_dir, str(old)))
-
-
-def _another_run(what: str, run_dir: Path, old: str) -> str:
-    return (
-        f"{what}, but the run in {run_dir} was started with {old}: "
-        "set it back, or give another run_dir to start afresh"
-    )
-
-
 def build_strategy(config: Config) -> str | ShardedStrategy:
     """``trainer.strategy``: a name that Lightning knows, or the strategy of this project by that name.
 
@@ -150,7 +115,8 @@ def build_trainer(config: Config, run_dir: Path, checkpoints: Checkpoints) -> Tr
     """
     terminal, number_format = sys.stdout.isatty(), precision(config)
     progress: Callback = RichProgressBar() if terminal else PlainProgress()
-    evaluation = Evaluation(run_dir / "samples", config.evaluate)
+    measured_too = checkpoints.every_steps if checkpoints.metric.startswith(LOOKAHEAD) else 0
+    evaluation = Evaluation(run_dir / "samples", config.evaluate, measured_too)
     try:
         trainer = Trainer(
             max_steps=config.max_steps,
@@ -199,26 +165,22 @@ def train(config: Config, stage: str) -> Path:
 def _train(config: Config, stage: str, request: StopRequest) -> Path:
     run_dir = Path(config.run_dir)
     quiet_lightning()
-    d = config.data
-    sources = [Source(s.source, s.weight) for s in d.sources] or d.source
+    best, sources = best_column(config, stage), sources_of(config.data)
     data = DataModule(
         sources,
         config.batch_size,
         seed=config.seed,
         accumulate=config.trainer.accumulate,
-        max_bad_fraction=d.max_bad_fraction,
-        timeout=d.timeout,
-        tries=d.tries,
+        **reading_options(config.data),
     )
     module = build_module(config, stage, data.data_shape)
     if config.trainer.compile:
         compile_networks(module, config)
     c = config.checkpoint
-    checkpoints = Checkpoints(run_dir / "checkpoints", c.every_steps, c.keep, c.best, request)
+    checkpoints = Checkpoints(run_dir / "checkpoints", c.every_steps, c.keep, best, request)
     trainer = build_trainer(config, run_dir, checkpoints)
-    with run_lock(run_dir):
+    with run_lock(run_dir), agreed_checkpoint(trainer, run_dir / "checkpoints") as found:
         delete_unfinished(run_dir)
-        found = newest_checkpoint(run_dir / "checkpoints")
         if found is not None:
             check_same_run(config, run_dir)
             if found[0] >= config.max_steps:

@@ -29,6 +29,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor import empty as empty_pieces
 
+from fmtt.files import sync
+
 FORMAT = 1
 INDEX, REST, PIECES = "index.json", "rest.pt", "*.safetensors"
 NAME = "name of the tensor in pieces"
@@ -78,7 +80,7 @@ def _write(content: dict[str, Any], path: Path, temporary: Path) -> str:
             torch.save(rest, temporary / REST)
         names = [*temporary.glob(f"shard-{dist.get_rank() + 1:05d}-{PIECES}")]
         for file in [*names, *([temporary / REST] if first else [])]:
-            _sync(file)
+            sync(file)
             own[file.name] = {"size": file.stat().st_size, "crc32": crc32(file)}
 
     problem = _agreed(finish_own)
@@ -90,12 +92,12 @@ def _write(content: dict[str, Any], path: Path, temporary: Path) -> str:
     def finish() -> None:
         files = {name: about for part in parts for name, about in part.items()}
         (temporary / INDEX).write_text(json.dumps({"format": FORMAT, "files": files}, indent=2) + "\n")
-        _sync(temporary / INDEX)
-        _sync(temporary)
+        sync(temporary / INDEX)
+        sync(temporary)
         if path.exists():  # damaged, or the run would not have come back to before it
             remove(path)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
 
     return _agreed(lambda: finish() if first else None)
 
@@ -122,18 +124,6 @@ def _fresh(folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-
-
-def _sync(path: Path) -> None:
-    """Onto the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError:
-        if not path.is_dir():  # not every file system syncs folders
-            raise
-    finally:
-        os.close(handle)
 
 
 def remove(path: Path) -> None:

@@ -6,7 +6,7 @@ takes all processes of its mesh.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,9 +143,10 @@ def of_rank_zero(strategy: Strategy, velocity: VelocityField) -> VelocityField:
     return velocity if mesh_of(strategy) is None else field
 
 
-def cond_of_rank_zero(strategy: Strategy, cond: Cond | None) -> Cond | None:
-    """The conditions of rank 0's batch, on every rank."""
-    if mesh_of(strategy) is None or cond is None:
-        return cond
-    same = strategy.broadcast({name: value.cpu() for name, value in cond.items()})
-    return {name: value.to(strategy.root_device) for name, value in same.items()}
+def cond_of_rank_zero(strategy: Strategy, read: Callable[[], Cond | None]) -> Cond | None:
+    """The conditions that ``read`` gives on rank 0, on the device of every rank that calls this: all where
+    weights are in pieces, else rank 0 alone."""
+    cond = read() if strategy.is_global_zero else None
+    if mesh_of(strategy) is not None:
+        cond = strategy.broadcast(cond)
+    return None if cond is None else {name: value.to(strategy.root_device) for name, value in cond.items()}

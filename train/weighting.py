@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fmtt.errors import UserError
 from fmtt.models.embeddings import TimeEmbedding
+from train.config_objective import ObjectiveConfig
 from train.config_times import WeightingConfig
+from train.losses import have_times
 from train.losses.base import Times
 
 FLOOR = 0.02
@@ -75,7 +78,8 @@ class LearnedWeight(nn.Module):
 
 
 class Weighting(nn.Module):
-    """``weighting(per_sample, times) -> (B,)``, whose mean is minimised.
+    """``weighting(per_sample, times) -> (B,)``, whose mean is minimised; ``times`` are the loss's own, see
+    train.losses.times_of.
 
     The metric (pseudo-Huber, normalised or the mean square itself), times (1 - t)^a (t - s)^b, and then
     e^-w L + w where w is learned. Only a learned weighting has parameters; they are trained with the
@@ -98,6 +102,25 @@ class Weighting(nn.Module):
             return loss
         w = self.learned(times.s, times.t)
         return torch.exp(-w) * loss + w
+
+
+def check_times(objective: ObjectiveConfig, weighting: WeightingConfig) -> None:
+    """Refuse weights by times where samples have several.
+
+    Raises:
+        UserError: naming the weight.
+    """
+    by_times = {
+        "objective.time_left_power": objective.time_left_power != 0,
+        "weighting.gap_power": weighting.gap_power != 0,
+        "weighting.learned": weighting.learned,
+    }
+    names = objective.weights()
+    for key, used in by_times.items():
+        if used and not have_times(names):
+            raise UserError(
+                f"{key} weighs samples by their times, of which {' + '.join(names)} has several: leave it out"
+            )
 
 
 class Ramp(NamedTuple):

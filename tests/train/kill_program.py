@@ -34,7 +34,8 @@ def child(config_path: str, run_dir: Path, moment: str = "") -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if moment:
             kill_in_second_save(moment)
-        train(load_config(config_path, [f"run_dir={run_dir}"]), "pretrain")
+        config = load_config(config_path, [f"run_dir={run_dir}"])
+        train(config, "distill" if config.teacher else "pretrain")
         status = 0
     finally:
         os._exit(status)
@@ -70,7 +71,11 @@ def tensors(run_dir: Path) -> dict[str, torch.Tensor]:
     content = read_checkpoint(checkpoints(run_dir / "checkpoints")[-1][1])
     found = dict(content["state_dict"])
     found |= {f"ema {h} {k}": v for h, average in content["ema"].items() for k, v in average.items()}
-    for i, part in enumerate(content["optimizer_states"][0]["parts"]):
+    parts = content["optimizer_states"][0]["parts"]
+    if "adversarial" in content:
+        found |= {f"discriminator {k}": v for k, v in content["adversarial"]["discriminator"].items()}
+        parts = [*parts, content["adversarial"]["optimizer"]]
+    for i, part in enumerate(parts):
         for j, state in part["state"].items():
             found |= {f"optimizer {i} {j} {k}": v for k, v in state.items() if torch.is_tensor(v)}
     return found

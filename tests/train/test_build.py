@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from fmtt.errors import UserError
 from fmtt.flow.oracle import GaussianMixture
-from fmtt.models.checkpoint import load
+from fmtt.models.checkpoint import NETWORKS, load
 from tests.train.conftest import write_teacher
 from train.build import build_module
 from train.losses import OBJECTIVES
@@ -97,6 +98,24 @@ def test_a_self_taught_student_has_no_teacher_and_may_have_its_own_average(toy):
     again = build(toy, terms, "times.diagonal=0.5", "ema.target_half_life=5", teacher="self")
     assert again.ema.half_lives == [2, 5]
     assert not [name for name in module.state_dict() if not name.startswith("student.")]
+
+
+def test_a_network_without_a_second_time_cannot_be_pretrained(toy, monkeypatch):
+    class Plain(nn.Module):
+        def __init__(self, data_shape: tuple[int, ...]) -> None:
+            super().__init__()
+            self.layer = nn.Linear(data_shape[0], data_shape[0])
+
+        def forward(self, x, s, t, cond=None):
+            return self.layer(x)
+
+    monkeypatch.setitem(NETWORKS, "plain", Plain)
+    config = toy("student.network=plain")
+    config.student.args = {}
+    with pytest.raises(
+        UserError, match="^student.network: plain has no second_time, .*CONTRIBUTING.md shows$"
+    ):
+        build_module(config, "pretrain", (2,))
 
 
 def test_an_oracle_for_other_data(toy):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import random
@@ -13,6 +14,8 @@ import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
+from fmtt.errors import UserError
+from train.best import best_column
 from train.callbacks import Evaluation
 from train.checkpoints import WholeCheckpoints, best_checkpoint, check, checkpoints, read_checkpoint
 from train.config import Config
@@ -100,6 +103,82 @@ def test_the_best_checkpoint_stays(toy, monkeypatch):
     assert best is not None and best.step == 4
     (folder(config) / "step-00000004.ckpt").unlink()
     assert best_checkpoint(folder(config)) is None
+
+
+def test_look_ahead_errors_are_measured_where_they_choose(toy):
+    """At checkpoints that no evaluation falls on."""
+    config = toy("evaluate.every_steps=100", "max_steps=5", distill="lmd")
+    train(config, "distill")
+    with open(Path(config.run_dir) / "metrics.csv", newline="") as file:
+        measured = {
+            int(row["step"]): float(row["lookahead/map_1@0"])
+            for row in csv.DictReader(file)
+            if row["lookahead/map_1@0"]
+        }
+    assert list(measured) == [2, 4, 5]
+    best = best_checkpoint(folder(config))
+    assert best is not None and (best.metric, best.value) == ("lookahead/map_1@0", min(measured.values()))
+    assert measured[best.step] == best.value
+
+
+def test_a_column_of_training_steps_chooses_too(toy):
+    config = toy("checkpoint.best=loss", "max_steps=4")
+    train(config, "pretrain")
+    with open(Path(config.run_dir) / "metrics.csv", newline="") as file:
+        losses = {int(row["step"]): float(row["loss"]) for row in csv.DictReader(file) if row["loss"]}
+    best = best_checkpoint(folder(config))
+    assert best is not None and best.value == min(losses[1], losses[3]) == losses[best.step - 1]
+
+
+def test_a_column_that_is_never_measured_is_named_once(toy):
+    with pytest.warns(UserWarning, match="checkpoint.best") as caught:
+        train(toy("checkpoint.best=grad_nrom"), "pretrain")
+    (said,) = [str(w.message) for w in caught if "checkpoint.best" in str(w.message)]
+    assert "no column 'grad_nrom' by step 2; did you mean 'grad_norm'?" in said and "\n" not in said
+
+
+@pytest.mark.parametrize(
+    "stage, settings, column",
+    [
+        ("pretrain", [], ""),
+        ("distill", ["teacher=oracle:mixture"], "lookahead/map_1@0"),
+        ("distill", ["teacher=oracle:mixture", "evaluate.num_samples=0"], ""),
+        ("distill", ["teacher=self"], ""),
+        ("distill", ["teacher=self", "checkpoint.best=lookahead_own/map_4@0.2"], "lookahead_own/map_4@0.2"),
+        ("pretrain", ["checkpoint.best=loss"], "loss"),
+        ("pretrain", ["checkpoint.best=''"], ""),
+    ],
+)
+def test_what_tells_the_best_checkpoint(stage, settings, column, toy):
+    assert best_column(toy(*settings), stage) == column
+
+
+@pytest.mark.parametrize(
+    "stage, settings, says",
+    [
+        ("pretrain", ["checkpoint.best=lookahead/map_1@0"], "since pretrain has no map: set it to auto"),
+        (
+            "distill",
+            ["teacher=self", "checkpoint.best=lookahead/map_1@0"],
+            "'lookahead/map_1@0' is not one of lookahead_own/map_1@0, ",
+        ),
+        (
+            "distill",
+            ["teacher=oracle:mixture", "checkpoint.best=lookahead/map1@0"],
+            "did you mean 'lookahead/map_1@0'?",
+        ),
+        (
+            "distill",
+            ["teacher=oracle:mixture", "evaluate.num_samples=0", "checkpoint.best=lookahead/map_1@0"],
+            "since evaluate.num_samples is 0",
+        ),
+    ],
+)
+def test_an_error_that_the_run_does_not_measure_is_refused(stage, settings, says, toy):
+    with pytest.raises(UserError) as caught:
+        best_column(toy(*settings), stage)
+    said = str(caught.value)
+    assert said.startswith("checkpoint.best: ") and says in said and "\n" not in said
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])

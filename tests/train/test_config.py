@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from fmtt.errors import UserError
+from fmtt.models.diffusers.pretrained import FAMILIES
 from fmtt.rewards import clock
 from train.build import build_module
 from train.config import Config, load_config, to_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-PIPELINES = ("flux", "sd3", "sana")  # built in tests/train/diffusers
+PIPELINES = tuple(FAMILIES)  # built in tests/train/diffusers
 CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if p.parent.name not in PIPELINES)
 
 MISTAKES = [
@@ -131,7 +132,11 @@ BUILD_MISTAKES = [
     ("pretrain", ["student.interpolant=liner"], "did you mean 'linear'"),
     ("pretrain", ["student.prediction=noise"], "student.prediction"),
     ("pretrain", ["student.args.widht=3"], "student.args: 'widht' is not one of"),
-    ("pretrain", ["student.args.width=wide"], "student.args: "),
+    ("pretrain", ["student.args.width=wide"], "student.args.width must be an integer, got 'wide'"),
+    ("pretrain", ["student.args.width=16.0"], "student.args.width must be an integer, got 16.0"),
+    ("pretrain", ["student.args.depth=true"], "student.args.depth must be an integer, got True"),
+    ("pretrain", ["student.args.guidance=1"], "student.args.guidance must be true or false, got 1"),
+    ("pretrain", ["student.args.max_frequency=high"], "student.args.max_frequency must be a number, got"),
     ("pretrain", ["student.args.width=0"], "student.args: "),
     ("pretrain", ["student.network=dit"], "student.args: "),
 ]

@@ -38,6 +38,14 @@ def test_the_export_is_the_average(run_dir, tmp_path, capsys):
     assert fmtt.sample(flow_map, 5, steps=2).shape == (5, 2)
 
 
+def test_the_card_names_every_source_of_a_mixture(toy, tmp_path):
+    sources = "data.sources=[{source: mixture, weight: 1}, {source: checkerboard, weight: 3}]"
+    folder = export_run(train(toy("max_steps=1", sources), "pretrain"), tmp_path / "out")
+    named = "mixture (weight 1), checkerboard (weight 3)"
+    assert f"| data | {named} |" in (folder / "README.md").read_text()
+    assert fmtt.load(folder).config["trained"]["data"] == named
+
+
 def test_a_velocity_model_teaches_a_flow_map(toy, tmp_path):
     pretrained = train(toy("max_steps=2", run="velocity"), "pretrain")
     teacher = export_run(pretrained, tmp_path / "teacher")

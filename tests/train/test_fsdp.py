@@ -91,7 +91,7 @@ def one_process(
         optimizer.zero_grad()
         module.weighting(loss, times).mean().backward()
         gradients.append({n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None})
-        torch.nn.utils.clip_grad_norm_(module.student.parameters(), config.optimizer.clip)
+        torch.nn.utils.clip_grad_norm_(module.parameters(), config.optimizer.clip)
         optimizer.step()
         schedule.step()
         module.ema.update(module.student, number + 1)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from fmtt.models.diffusers.pretrained import FAMILIES
+
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
@@ -15,7 +17,7 @@ PROGRAM = Path(__file__).with_name("fsdp_family_program.py")
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("family", ["flux", "sd3", "sana"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_adapters_and_full_training_on_two_processes(family, run_python):
     """Adapters share the teacher's weights, in pieces too; a student trained in full has its own."""
     done = run_python(PROGRAM, family, timeout=1500)

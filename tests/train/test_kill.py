@@ -40,6 +40,16 @@ def test_at_twenty_random_moments(kills):
 
 
 @pytest.mark.slow
+def test_of_a_run_with_a_discriminator(kills, pretrain_yaml, teacher):
+    settings = "adversarial: {weight: 0.5, start_step: 5, warmup: 10, args: {width: 8}}\n"
+    text = pretrain_yaml.read_text().replace("flow_matching", "lmd")
+    pretrain_yaml.write_text(f"{text}teacher: {teacher}\n{settings}")
+    found = kills(2, 5)
+    assert [run["differ"] for run in found] == [[]] * 5
+    assert sum(run["killed"] for run in found) >= 3
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "moment, goes_on_from", [("half-written", 2), ("before the rename", 2), ("after the rename", 4)]
 )

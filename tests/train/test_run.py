@@ -77,7 +77,7 @@ def test_a_run_folder_of_images(toy, clock_teacher):
     table = rows(config)
     assert [int(row["step"]) for row in table if row["loss"]] == list(range(6))
     measured = [int(row["step"]) for row in table if row["lookahead/map_1@0"]]
-    assert measured == [3, 6] and float(table[-1]["lookahead/denoiser@0.2"]) > 0
+    assert measured == [2, 3, 4, 6] and float(table[-1]["lookahead/denoiser@0.2"]) > 0
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["steps"] == 6 and summary["metrics"]["grad_norm"] > 0
     assert not [p for p in run_dir.rglob("*") if p.name.endswith(".tmp") or p.name == "lightning_logs"]
@@ -106,6 +106,27 @@ def test_resuming_is_exact(objective, accumulate, toy, stop_at):
     assert_same(whole, cut)
     assert [row["step"] for row in rows(cut)] == [row["step"] for row in rows(whole)]
     assert [row["loss"] for row in rows(cut)] == [row["loss"] for row in rows(whole)]
+
+
+def test_a_run_that_continues_is_measured_under_the_same_conditions(toy, stop_at):
+    """Look-ahead errors of a labelled model, at steps before and after the break."""
+    of = (
+        "data.source=mixture-labelled",
+        "student.args.num_classes=8",
+        "max_steps=4",
+        "evaluate.every_steps=1",
+    )
+    labelled = (*of, "teacher=oracle:mixture-labelled", "objective.name=lmd")
+    whole, cut = toy(*labelled, run="whole"), toy(*labelled, run="cut")
+    train(whole, "distill")
+    stop_at(3, fail)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(cut, "distill")
+    train(cut, "distill")
+    assert_same(whole, cut)
+    names = [name for name in rows(whole)[-1] if name.startswith("lookahead")]
+    table = [[[row[name] for name in names] for row in rows(config)] for config in (whole, cut)]
+    assert len(names) == 12 and table[0] == table[1] and table[0][-1][0]
 
 
 def test_killed_and_started_again(toy, pretrain_yaml, run_python, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from train.build import build_module
 from train.checkpoints import checkpoints, read_checkpoint
 from train.config_times import WeightingConfig
 from train.export import rebuild
-from train.losses import Times
+from train.losses import Times, have_times, times_of
 from train.losses.base import mean_square
 from train.run import train
 from train.weighting import (
@@ -68,6 +69,71 @@ def test_parts_compose():
     torch.testing.assert_close(learned(per_sample, at), gap_weight(at, 1.0) * per_sample)
 
 
+def test_weights_are_by_the_times_of_the_loss():
+    """That of a jump to t = 1 does not know where t was drawn."""
+    weighting = Weighting(WeightingConfig(gap_power=1.0), 2.0)
+    near, far, loss = times([0.1] * 3, [0.25] * 3), times([0.1] * 3, [0.9] * 3), torch.rand(3)
+    assert not torch.allclose(weighting(loss, near), weighting(loss, far))
+    one, other = (times_of(["consistency"], at) for at in (near, far))
+    assert one is not None and other is not None and torch.equal(one.t, torch.ones(3))
+    assert torch.equal(weighting(loss, one), weighting(loss, other))
+    diagonal = times_of(["flow_matching", "diagonal"], far)
+    assert diagonal is not None
+    torch.testing.assert_close(weighting(loss, diagonal), 0.9**2 * loss)
+
+
+def test_times_of_sums():
+    at, here = times([0.1, 0.2, 0.3], [0.1, 0.6, 0.9]), torch.tensor([True, False, False])
+    for names in (["lsd"], ["psd"], ["lmd", "tvm"], ["emd", "flow_matching"]):
+        assert times_of(names, at) is at  # the very same: nothing is rounded on the way
+    mixed = times_of(["consistency", "diagonal"], at)
+    assert mixed is not None and torch.equal(mixed.t, torch.where(here, at.t, 1.0))
+    for names in (["trajectory"], ["trajectory", "diagonal"], ["consistency", "lmd"]):
+        assert not have_times(names) and times_of(names, at) is None
+
+
+@pytest.mark.parametrize(
+    "objective, logged",
+    [
+        ("consistency", {"loss_off_diagonal"}),
+        ("diagonal", {"loss_diagonal"}),
+        ("lmd", {"loss_diagonal", "loss_off_diagonal"}),
+        ("trajectory", set()),
+    ],
+)
+def test_a_run_weighs_and_logs_by_them(objective, logged, toy, monkeypatch):
+    seen, weigh = [], Weighting.forward
+
+    def forward(self, per_sample, at):
+        seen.append(at)
+        return weigh(self, per_sample, at)
+
+    monkeypatch.setattr(Weighting, "forward", forward)
+    few = ("max_steps=1", "evaluate.num_samples=0", "times.diagonal=0.5")
+    run_dir = train(toy(*few, "teacher=oracle:mixture", f"objective.name={objective}"), "distill")
+    (at,) = seen
+    if objective in ("consistency", "diagonal"):
+        assert torch.equal(at.t, torch.ones_like(at.s) if objective == "consistency" else at.s)
+    columns = (run_dir / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {name for name in columns if name.startswith("loss_") and "diagonal" in name} == logged
+
+
+@pytest.mark.parametrize(
+    "objective, key",
+    [
+        ("{trajectory: 1}", "objective.time_left_power=1"),
+        ("{trajectory: 1}", "weighting.gap_power=1"),
+        ("{consistency: 1, lmd: 1}", "weighting.learned=true"),
+    ],
+)
+def test_weights_by_times_need_one_time_per_sample(objective, key, toy):
+    config = toy("teacher=oracle:mixture", "objective.name=''", f"objective.terms={objective}", key)
+    with pytest.raises(UserError) as caught:
+        build_module(config, "distill", (2,))
+    said = str(caught.value)
+    assert said.startswith(key.partition("=")[0]) and "has several: leave it out" in said and "\n" not in said
+
+
 def test_a_learned_weight_finds_the_expected_loss(generator):
     """The minimum of E[e^-w L + w] is at e^w = E[L | s, t]: every (s, t) then counts alike."""
 
@@ -108,6 +174,24 @@ def test_a_learned_weighting_is_trained_and_saved_but_not_exported(toy):
     changed = toy("weighting.learned=false", "optimizer.lr=0.01", "max_steps=6")
     with pytest.raises(UserError, match=r"^weighting.learned is False, but the run in .* started with True"):
         train(changed, "pretrain")
+
+
+def test_the_gradient_of_a_learned_weighting_is_clipped_and_must_be_finite(toy, monkeypatch):
+    module = build_module(toy("weighting.learned=true", "optimizer.clip=1"), "pretrain", (2,))
+    module._trainer = SimpleNamespace(precision="32-true", is_global_zero=True, global_step=0)  # type: ignore[assignment]
+    logged = {}
+    monkeypatch.setattr(module, "log", logged.__setitem__)
+    parameters = list(module.weighting.parameters())
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    module.configure_gradient_clipping(None)
+    size = sum(p.numel() for p in parameters) ** 0.5
+    assert float(logged["grad_norm"]) == pytest.approx(size)
+    assert all(torch.allclose(p.grad, torch.tensor(1 / size)) for p in parameters if p.grad is not None)
+    assert parameters[0].grad is not None
+    parameters[0].grad.fill_(float("inf"))
+    with pytest.raises(UserError, match="the gradient is not finite"):
+        module.configure_gradient_clipping(None)
 
 
 @pytest.mark.parametrize(

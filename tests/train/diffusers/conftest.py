@@ -31,7 +31,7 @@ log: {every_steps: 1}
 evaluate: {every_steps: 100000, num_samples: 0}
 trainer: {accelerator: cpu}
 """
-GUIDANCE = {"flux": "3.0", "sd3": "2.0", "sana": "[2.0,4.0]"}
+GUIDANCE = {"flux": "3.0", "sd3": "2.0", "sana": "[2.0,4.0]", "lumina2": "[2.0,4.0]"}
 
 
 @pytest.fixture(scope="session")

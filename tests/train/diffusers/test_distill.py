@@ -54,13 +54,13 @@ def test_what_is_trained_averaged_and_kept(name: str, full: bool, settings: Sett
 
 def test_an_untrained_student_is_its_guided_teacher(settings: Settings):
     """Guidance is the teacher's: held negative conditions, and each sample's own w where a range is given."""
-    for name in ("sd3", "sana"):
+    for name in ("sd3", "sana", "lumina2"):
         module = build_module(settings(name), "distill", SHAPE)
         assert module.teacher is not None
         plain = {k: v for k, v in conditions(name, 3).items() if not k.startswith("negative_")}
         del plain["guidance_scale"]
         cond = module.guidance.draw(plain, 3, torch.Generator().manual_seed(0), "cpu")
-        assert cond is not None and ("guidance_scale" in cond) is (name == "sana")
+        assert cond is not None and ("guidance_scale" in cond) is (name != "sd3")
         x, s = torch.randn(3, *SHAPE), torch.tensor([0.1, 0.5, 0.9])
         with torch.no_grad():
             own, its = module.student.velocity(x, s, cond), module.velocity()(x, s, cond)
@@ -156,7 +156,7 @@ def test_mistakes_are_one_line(
     )
     cases = [
         ("flux", "teacher.family=sd3", "holds a FluxTransformer2DModel, not family sd3: set family to flux"),
-        ("flux", "teacher.family=fluks", "family must be one of flux, sd3, sana, got 'fluks'; did you mean"),
+        ("flux", "teacher.family=fluks", "one of flux, sd3, sana, lumina2, got 'fluks'; did you mean"),
         ("flux", f"teacher.pretrained={tmp_path / 'gone'}", "there is no folder"),
         ("flux", f"teacher.pretrained={tmp_path / 'bare'}", "has no transformer/*.safetensors"),
         ("flux", "teacher.guidance=[]", "teacher.guidance: this flux model is conditioned"),
