@@ -19,7 +19,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo data teacher map test test-slow test-cluster check certify bench bench-data bench-tilt bench-distill bench-checkerboard bench-clock bench-digits bench-scale clean force
+.PHONY: help install demo data teacher map test test-slow test-cluster check certify bench bench-data bench-tilt bench-distill bench-checkerboard bench-clock bench-digits bench-questions bench-map-quality bench-memory bench-scale clean force
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -79,11 +79,20 @@ bench-distill: $(STAMP) ## cost of a training step of every objective; runs/benc
 bench-checkerboard: $(STAMP) ## self-distillation on the checkerboard, half an hour; continues where it stopped
 	@$(PY) -m tests.benchmarks.checkerboard --out runs/bench-checkerboard
 
-bench-clock: $(STAMP) ## every objective on the clock at equal processor time; runs/bench-clock/summary.json
+bench-clock: $(STAMP) ## every objective on the clock at equal processor time, 25 minutes; continues where it stopped
 	@$(PY) -m tests.benchmarks.clock_objectives --out runs/bench-clock
 
 bench-digits: $(STAMP) ## tilt a model of handwritten digits by every look-ahead; runs/digits/summary.json
 	@$(PY) -m tests.benchmarks.digits --out runs/digits
+
+bench-memory: $(STAMP) ## count what distilling each text-to-image family needs of a GPU's memory
+	@$(PY) -m tests.benchmarks.memory --out runs/bench-memory
+
+bench-questions: $(STAMP) ## sharper rewards, more constraints, ESS foretold from the length, on the clock; half an hour
+	@$(PY) -m tests.benchmarks.questions --out runs/questions
+
+bench-map-quality: $(STAMP) ## every method with maps stopped at 10, 30 and 100 percent of training; a quarter of an hour
+	@$(PY) -m tests.benchmarks.map_quality --out runs/map-quality
 
 bench-scale: $(STAMP) ## two processes beside one, and the order of 64 ranks; runs/bench-scale/summary.json
 	@$(PY) -m tests.benchmarks.scale --out runs/bench-scale
