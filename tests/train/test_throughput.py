@@ -75,6 +75,8 @@ def test_tokens(toy, clock_teacher):
     assert tokens_per_sample(build_module(toy(), "pretrain", (2,)).student) is None
 
     class Latents(LatentTransformer):
+        encode = predict = None  # type: ignore[assignment]
+
         def __init__(self) -> None:
             nn.Module.__init__(self)
             self.transformer = SimpleNamespace(config={"patch_size": 2})
