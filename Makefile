@@ -19,7 +19,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo data teacher map test test-slow test-cluster check certify bench bench-data bench-tilt bench-distill bench-checkerboard bench-clock bench-digits bench-questions bench-map-quality bench-memory bench-scale clean force
+.PHONY: help install demo data teacher map test test-slow test-cluster check certify bench bench-data bench-tilt bench-distill bench-checkerboard bench-clock bench-digits bench-toys bench-questions bench-map-quality bench-memory bench-scale clean force
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -87,6 +87,9 @@ bench-digits: $(STAMP) ## tilt a model of handwritten digits by every look-ahead
 
 bench-memory: $(STAMP) ## count what distilling each text-to-image family needs of a GPU's memory
 	@$(PY) -m tests.benchmarks.memory --out runs/bench-memory
+
+bench-toys: $(STAMP) ## the authors' two toy settings beside the published rows and the truth; runs/bench-toys/tables.txt
+	@$(PY) -m tests.benchmarks.toys --out runs/bench-toys
 
 bench-questions: $(STAMP) ## sharper rewards, more constraints, ESS foretold from the length, on the clock; half an hour
 	@$(PY) -m tests.benchmarks.questions --out runs/questions

@@ -10,6 +10,7 @@ from fmtt.evaluation.certify import Certificate
 from fmtt.evaluation.certify_bias import PaperBias
 from fmtt.evaluation.certify_mismatch import Mismatch
 from fmtt.evaluation.certify_residuals import IDENTITIES, Residuals
+from fmtt.evaluation.certify_verdict import DETECTED, FEW, MATERIAL, SMALL
 from fmtt.evaluation.report import Report
 from fmtt.evaluation.style import canvas, panels
 
@@ -21,6 +22,19 @@ Save = Callable[[str, "Figure"], bytes]
 
 SDE, ODE, PAPER = "#c8553d", "#8c8c8c", "#1c4f82"
 TITLES = {"eulerian": "Eulerian", "lagrangian": "Lagrangian", "semigroup": "Semigroup"}
+PAPER_HERE = {"equivalent": "as good as exact", "biased": "biased", "unknown": "bias not established"}
+RESIDUALS_SAY = f"""
+    Residual: the error of an identity as a share of what the map does, over all pairs of times; a mean of
+    up to {SMALL:g} counts as exact."""
+DRIFT_SAYS = f"""
+    Drift: the distance between samples of the base SDE and of the ODE, above what chance alone gives, at
+    the worst of the times; it counts where it is more than {MATERIAL:.0%} of the samples' spread and more
+    than {DETECTED:g} deviations above chance."""
+PAPER_SAYS = f"""
+    Paper - exact: what the paper's weights change, on the same particles, in the tilted mean of the
+    reward and in log Z, ± standard error over populations; it counts from {DETECTED:g} standard errors
+    on. The log-weight difference is between the two rules, particle by particle. ESS is the effective
+    sample size of those runs, as a share of their particles: under {FEW:.0%} they say little."""
 
 
 def residual_maps(found: Residuals) -> Figure:
@@ -103,10 +117,10 @@ def page(certificate: Certificate, title: str, save: Save) -> Report:
     report.section("Verdict", f"Reward: {c.reward}. " + " ".join(said.notes))
     rows: list[list[object]] = [
         ["recommended weights", said.weights],
-        ["the paper's weights here", said.paper],
+        ["the paper's weights here", PAPER_HERE[said.paper]],
         *([f"{TITLES[n]} residual, mean / worst", _pair(c.residuals, n)] for n in IDENTITIES),
-        ["drift of SDE from ODE, share of spread", f"{max(c.mismatch.relative()):.2%}"],
-        ["its deviations above chance", f"{max(c.mismatch.significance()):.1f}"],
+        ["largest drift of SDE from ODE, share of the spread", f"{max(c.mismatch.relative()):.2%}"],
+        ["most significant drift, deviations above chance", f"{max(c.mismatch.significance()):.1f}"],
     ]
     if c.paper_bias is not None:
         for name, paired in (("E[r]", c.paper_bias.reward), ("log Z", c.paper_bias.log_z)):
@@ -114,6 +128,8 @@ def page(certificate: Certificate, title: str, save: Save) -> Report:
         rows.append(["log-weight difference per particle (nats, rms)", f"{c.paper_bias.gap:.3g}"])
         rows.append(["ESS of these runs, without resampling", f"{c.paper_bias.ess:.1%}"])
     report.table(["", "value"], rows)
+    for sentence in (RESIDUALS_SAY, DRIFT_SAYS, *([] if c.paper_bias is None else [PAPER_SAYS])):
+        report.text(sentence)
 
     report.section(
         "Is the map a flow map?",
@@ -127,11 +143,15 @@ def page(certificate: Certificate, title: str, save: Save) -> Report:
         "Does a look-ahead's gradient ascend the reward?",
         "Cosine with the gradient through the exact ODE, and the error of the look-ahead reward.",
     )
-    report.figure(save("ascent.png", figures.reward_curves(c.ascent)), "Look-aheads under the reward")
+    report.figure(
+        save("ascent.png", figures.reward_curves(c.ascent)),
+        "Look-aheads under the reward; bars: ± standard error over samples",
+    )
     report.section(
         "Does the velocity fit its score?",
         "Samples of the base SDE against samples of the ODE. The band is what relabelling the two at random "
-        "gives. A drift that stays as the steps double is a mismatch of the velocity and the score.",
+        "gives: finite samples of one law are never at distance 0, and what counts is the distance above the "
+        "band. A drift that stays as the steps double is a mismatch of the velocity and the score.",
     )
     report.figure(save("mismatch.png", mismatch_curves(c.mismatch)), "Marginals of SDE and ODE over time")
     if c.paper_bias is not None:

@@ -71,7 +71,8 @@ def verdict(residuals: Residuals, mismatch: Mismatch, bias: PaperBias | None) ->
     else:
         notes.append(
             "Base SDE and ODE agree as far as these samples tell: a drift of less than "
-            f"{mismatch.resolution():.0%} of the spread would have gone unseen."
+            f"{mismatch.resolution():.0%} of the spread would have gone unseen. If it matters, certify with "
+            "more samples, or use 'path', which is exact for the discretised SDE whatever the drift."
         )
     if bias is None:
         reason = "the reward has no gradient, and 'path' is the rule that needs none."
@@ -86,13 +87,13 @@ def verdict(residuals: Residuals, mismatch: Mismatch, bias: PaperBias | None) ->
         )
     elif paper == "equivalent":
         reason = (
-            f"the map is exact to {residual:.1g} of its displacement, so exact and paper weights are "
+            f"the map is exact to {residual:.1g} of what it does, so exact and paper weights are "
             "equivalent here; 'exact' costs the same and stays right for other rewards."
         )
     else:
         reason = (
-            f"the map's residual is {residual:.1%} of its displacement; 'exact' corrects for it at the cost "
-            "of the paper's weights."
+            f"the map's error is {residual:.1%} of what it does (the largest of the three mean residuals); "
+            "'exact' corrects for it and costs no more than the paper's weights."
         )
     return Verdict("exact", reason, paper, tuple(notes))
 
@@ -116,7 +117,8 @@ def _paper(bias: PaperBias | None, residual: float, notes: list[str]) -> str:
     if residual < SMALL:
         return "equivalent"
     notes.append(
-        f"With {bias.populations} populations of {bias.particles} particles the paper's bias is not detected "
-        f"({bias.significance:.1f} standard errors); that does not show that there is none."
+        f"With {bias.populations} populations of {bias.particles} particles a bias of the paper's weights is "
+        f"not established: it is {bias.significance:.2f} standard errors, and {DETECTED:g} are asked for. "
+        "That does not show that there is none."
     )
     return "unknown"

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TIME_LABEL = "time t (0 = noise, 1 = data)"
+LOGARITHMIC = 20.0
+"""Ratio of the largest error to the smallest beyond which a linear axis would hide most of the curves."""
 
 
 def rmse_curves(errors: LookaheadErrors, *, reference: str = "the reference ODE") -> Figure:
@@ -38,7 +40,12 @@ def reward_curves(errors: RewardErrors) -> Figure:
         for k, (name, values) in enumerate(errors.reward_rmse.items()):
             curve(axes[0], errors.t, values, name, k, errors.reward_standard_error[name])
         axes[0].set(xlabel=TIME_LABEL, ylabel="RMSE of the reward (reward units)", title="Look-ahead reward")
-        axes[0].set_ylim(bottom=0)
+        shown = [v for values in errors.reward_rmse.values() for v in values]
+        if min(shown) > 0 and max(shown) > LOGARITHMIC * min(shown):
+            axes[0].set_yscale("log")
+            axes[0].set_ylim(top=LOGARITHMIC * max(shown))  # room for the legend
+        else:
+            axes[0].set_ylim(bottom=0)
         axes[0].legend()
         for k, (name, values) in enumerate(errors.cosine.items()):
             curve(axes[1], errors.t, values, name, k, errors.cosine_standard_error[name])

@@ -108,11 +108,11 @@ def guided(kernel: Kernel, shift: Tensor | Shift | None, noise: Tensor | None) -
     Returns:
         x' (B, *D), and log N(x'; m, v) - log N(x'; m + g, v) as float64 (B,).
     """
-    x, still = kernel.mean, kernel.variance == 0 or noise is None
-    if not still:
-        x = torch.add(x, noise, alpha=kernel.deviation)
-    if still or shift is None:
-        return x, x.new_zeros(len(x), dtype=torch.float64)
+    if kernel.variance == 0 or noise is None:
+        return kernel.mean, _no_ratio(kernel.mean)
+    x = torch.add(kernel.mean, noise, alpha=kernel.deviation)
+    if shift is None:
+        return x, _no_ratio(x)
     if isinstance(shift, Tensor):
         shift = Shift(shift, 1.0, dot64(shift, shift))
     factor, along = shift.factor, dot64(shift.direction, noise)
@@ -120,6 +120,10 @@ def guided(kernel: Kernel, shift: Tensor | Shift | None, noise: Tensor | None) -
     if isinstance(factor, Tensor):
         return x.addcmul_(expand_like(factor, x).to(x.dtype), shift.direction), log_ratio
     return x.add_(shift.direction, alpha=factor), log_ratio
+
+
+def _no_ratio(x: Tensor) -> Tensor:
+    return x.new_zeros(len(x), dtype=torch.float64)
 
 
 def shift_of(

@@ -90,6 +90,29 @@ def test_a_map_that_moves_nothing_is_named():
         residuals(Still(1), lookahead.Trajectory((0.0, 0.5), x, x[0]))
 
 
+def without_forward_mode(x: Tensor) -> Tensor:
+    return x + 0 * torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").sum()
+
+
+def missing(x: Tensor) -> Tensor:
+    raise NotImplementedError("no such kernel on this device")
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "message"),
+    ((without_forward_mode, UserError, "which it lacks"), (missing, NotImplementedError, "no such kernel")),
+    ids=("no forward mode", "something else"),
+)
+def test_only_a_missing_forward_mode_is_called_one(function, error, message):
+    class Made(ProductMixture):
+        def __call__(self, x: Tensor, s: Time, t: Time, cond: Cond | None = None) -> Tensor:
+            return function(super().__call__(x, s, t, cond))
+
+    x = torch.randn(2, 8, 1, dtype=torch.float64)
+    with pytest.raises(error, match=message):
+        residuals(Made(1), lookahead.Trajectory((0.0, 0.5), x, x[0]))
+
+
 def test_a_velocity_that_does_not_fit_its_score_calls_for_path_weights():
     """A velocity too large by half: its ODE has other marginals than the SDE with the score taken from it."""
 

@@ -57,7 +57,7 @@ def test_the_table_is_the_identity_at_the_end_and_differentiable(law):
 
 
 def small(law: RingLaw, reward: RingReward | BumpReward) -> Toy:
-    return Toy("small", law, reward, 0.5, 0.5, 0.5, ("mmd", "sw2", "reward_error"))
+    return Toy("small", law, reward, 0.5, 0.5, 0.5, ("standing", "weighted"))
 
 
 @pytest.mark.parametrize("reward", (RingReward(), BumpReward()), ids=lambda r: type(r).__name__)
@@ -70,6 +70,7 @@ def test_the_truth_agrees_with_exact_draws(law, reward):
         assert abs(float(found.mean()) - expected) < 4 * float(found.std()) / math.sqrt(len(x))
     w = reward(law.oracle().sample(50_000, generator)).exp()
     assert abs(float(w.mean().log()) - known.log_z) < 4 * float(w.std() / w.mean()) / math.sqrt(len(w))
+    assert float(w.mean().square() / w.square().mean()) == pytest.approx(known.plain_ess, rel=0.05)
 
 
 def test_the_ring_truth_is_the_closed_form():
@@ -94,21 +95,54 @@ def test_the_curve_and_the_bumps_lie_where_stated():
 
 def test_a_run_is_measured_against_the_truth(law):
     toy = small(law, RingReward())
-    row = toys.run(toy, "flow_map", 20, particles=150, populations=4)
-    again = toys.run(toy, "flow_map", 20, particles=150, populations=4)
-    floor = toys.floor(toy, particles=150, populations=4)
-    known = toys_settings.truth(toy)
+    row = toys.run(toy, "flow_map", 20, particles=125, populations=4)
+    again = toys.run(toy, "flow_map", 20, particles=125, populations=4)
+    floor = toys.floor(toy, particles=125, populations=4)
+    known, weighted = toys_settings.truth(toy), row.weighted
     assert row == again and row.lookahead == "flow_map" and row.steps == 20
-    assert abs(row.above.value - known.above) < 0.1 and abs(row.reward.value - known.reward) < 0.1
-    assert abs(floor.mmd.value) < 0.02 and floor.sw2.value < 0.5
+    assert abs(weighted.above.value - known.above) < 0.1 and abs(weighted.reward.value - known.reward) < 0.1
+    assert weighted.above_error.value >= abs(weighted.above.value - known.above)
+    assert row.standing.reward != weighted.reward and floor.standing == floor.weighted
+    assert abs(floor.weighted.mmd.value) < 0.02 and floor.weighted.sw2.value < 0.5
 
 
-def test_a_contest_is_won_by_the_smaller_distance(law):
+def test_distances_of_exact_draws_are_those_of_chance_alone(law):
+    """A tenth as many draws are sqrt(10) as far off; a shift shows in full."""
+    toy = small(law, RingReward())
+    few, many = (toys.floor(toy, particles=n, populations=12).weighted for n in (25, 250))
+    for name in ("above_error", "reward_error"):
+        assert getattr(few, name).value / getattr(many, name).value == pytest.approx(math.sqrt(10), rel=0.5)
+    assert abs(many.mmd.value) < 4 * many.mmd.standard_error + 1e-3
+    x = toys_settings.exact_samples(toy, 4000, torch.Generator().manual_seed(0)).reshape(16, 250, 2)
+    moved = toys._plain(toy, x + torch.tensor([3.0, 0.0], dtype=torch.float64))
+    assert moved.sw2.value == pytest.approx(3.0, rel=0.1)
+
+
+def exact_column(values: list[float]) -> Column:
+    return toys._mean(torch.tensor(values, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("shift", "outcome"), ((-1.0, "won"), (1.0, "lost"), (0.0, "level")), ids=("nearer", "farther", "same")
+)
+def test_a_contest_is_decided_by_paired_differences(law, shift, outcome):
+    """Populations differ by far more than the look-aheads do, and by the same amounts."""
     toy = small(law, RingReward())
     row = toys.run(toy, "none", 4, particles=40, populations=3)
-    better = row._replace(lookahead="flow_map", mmd=Column(row.mmd.value - 1, 0.0))
-    found = toys.contests(toy, [better, row])
-    assert [(c.column, c.won) for c in found] == [("mmd", True), ("sw2", False), ("reward_error", False)]
+    spread = [0.0, 50.0, 100.0, 150.0]
+    other = row._replace(weighted=row.weighted._replace(mmd=exact_column(spread)))
+    noise = [0.1, -0.1, -0.1, 0.1]
+    own = [s + shift + e for s, e in zip(spread, noise, strict=True)]
+    better = other._replace(lookahead="flow_map", weighted=row.weighted._replace(mmd=exact_column(own)))
+    exact = row._replace(weighted=row.weighted._replace(mmd=exact_column([-200.0, -201.0, -199.0, -200.0])))
+    found = [
+        c for c in toys.contests(toy, [better, other], exact) if (c.view, c.column) == ("weighted", "mmd")
+    ]
+    assert [c.outcome for c in found] == [outcome] and found[0].room > 4
+    found = [
+        c for c in toys.contests(toy, [better, other], other) if (c.view, c.column) == ("weighted", "mmd")
+    ]
+    assert [c.outcome for c in found] == ["level"]  # both are where exact draws are
 
 
 def test_distances_of_samples():
@@ -128,9 +162,17 @@ def test_distances_of_samples():
 
 
 @pytest.mark.slow
-def test_the_maps_look_ahead_is_nearest_to_the_truth():
+@pytest.mark.parametrize(("name", "steps", "populations"), (("ring", 400, 16), ("cycloid", 50, 64)))
+def test_the_maps_look_ahead_is_nearest_to_the_truth(name, steps, populations):
     """A reduced form of tests/benchmarks/toys.py."""
-    for toy, steps in ((toys_settings.ring(), 400), (toys_settings.cycloid(), 50)):
-        rows = toys.sweep(toy, (steps,), particles=500, populations=16)
-        lost = [c for c in toys.contests(toy, rows) if not c.won]
-        assert not lost, lost
+    toy = getattr(toys_settings, name)()
+    exact = toys.floor(toy, populations=populations)
+    rows = toys.sweep(toy, (steps,), populations=populations)
+    found = toys.contests(toy, rows, exact)
+    assert not [c for c in found if c.outcome == "lost"], found
+    won = {(c.column, c.other) for c in found if c.outcome == "won" and c.view == toy.views[0]}
+    assert won >= {(column, "none") for column in ("above_error", "mmd", "sw2")}, found
+    known = toys_settings.truth(toy)
+    for row in rows:  # exact weights, whatever the look-ahead
+        above = row.weighted.above
+        assert abs(above.value - known.above) < 4 * above.standard_error, row.lookahead
