@@ -234,6 +234,8 @@ def _write(
     report.write(args.out / "report.html")
     out.written.append("report.html")
     _print(table, name)
+    if missing:
+        print(f"left out, or budget too small: {'; '.join(missing)}")
     results = {"unit": args.unit, "judge": name, "base_restoration": base, "too_small": missing}
     out.finish(args, {**results, "rows": [r._asdict() for r in table]})
 

@@ -55,7 +55,7 @@ class Size:
     training: tuple[str, ...] = ()
     base: int = 10_000
     particles: int = 64
-    populations: int = 128
+    populations: int = 512
 
 
 class Truth:
