@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from fmtt.models.mlp import MLP
 from fmtt.tensor import expand_like
 from train.losses import OBJECTIVES, PathSample, Times
 from train.losses.base import mean_square, sample_path
-from train.losses.trajectory import CHAIN_WEIGHT, JUMPS, chain_stops, follow, jump_ends, shares, time_grid
+from train.losses.trajectory import JUMPS, follow, jump_ends, shares, time_grid
 
 
 def small_map(kind: str, seed: int, prediction: str) -> NeuralFlowMap:
@@ -96,10 +95,10 @@ def esd_definition(
 
 
 def trajectory_definition(student: NeuralFlowMap, teacher: NeuralFlowMap, x: Tensor, times: Times) -> Tensor:
-    """Sample by sample: its jumps and its chain between the points that the objective chose."""
+    """Sample by sample: its jumps between the points that the objective chose."""
     first, second = shares(times)
     true, total = follow(teacher.velocity, x, time_grid(times.s, first), None), []
-    starts, ends, stops = *jump_ends(first, second), chain_stops(first, second)
+    starts, ends = jump_ends(first, second)
     for n in range(len(x)):
         t, states, loss = true.t[n], true.states[n], torch.zeros((), dtype=x.dtype)
 
@@ -109,10 +108,7 @@ def trajectory_definition(student: NeuralFlowMap, teacher: NeuralFlowMap, x: Ten
         for i, j in zip(starts[:, n].tolist(), ends[:, n].tolist(), strict=True):
             target = true.velocities[n, i] if i == j else (states[j] - states[i]) / (t[j] - t[i])
             loss = loss + (1 - t[i]) ** 2 * (u(states[i], i, j) - target).square().mean() / JUMPS
-        place = states[stops[0, n]]
-        for i, j in pairwise(stops[:, n].tolist()):
-            place = place + (t[j] - t[i]) * u(place, i, j)
-        total.append(loss + CHAIN_WEIGHT * (place - states[-1]).square().mean())
+        total.append(loss)
     return torch.stack(total)
 
 

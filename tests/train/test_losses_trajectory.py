@@ -12,15 +12,12 @@ from fmtt.tensor import expand_like
 from tests.train.closed_form import Bent, draw, exact
 from train.losses import OBJECTIVES, Times
 from train.losses.trajectory import (
-    CHAIN,
-    CHAIN_WEIGHT,
     JUMPS,
     LEGS,
-    chain,
-    chain_stops,
     follow,
     jump_ends,
     shares,
+    step_weights,
     time_grid,
 )
 
@@ -35,8 +32,7 @@ def noise_times(n: int, generator: torch.Generator) -> Times:
 
 @pytest.mark.parametrize("interpolant", [Linear(), Trigonometric()], ids=["linear", "trigonometric"])
 def test_trajectory_is_zero_at_the_exact_flow_up_to_its_solver(interpolant, generator, monkeypatch):
-    """Heun's error falls by 4 when its steps are halved, so the squared loss falls by 16; a last Euler step
-    of half the length errs by a quarter too."""
+    """Its first step is Euler's: halving all divides its error by 4 or more, and the squared loss by 16."""
     gaussian = exact(interpolant)
     path, times = draw(gaussian, 500, generator)
     loss, errors = OBJECTIVES["trajectory"], []
@@ -45,7 +41,7 @@ def test_trajectory_is_zero_at_the_exact_flow_up_to_its_solver(interpolant, gene
         monkeypatch.setattr(MODULE, "LEGS", legs)
         errors.append(loss(gaussian, gaussian.velocity, path, times).per_sample.mean())
     assert errors[0] < 1e-3
-    assert 12 < errors[1] / errors[2] < 20
+    assert errors[1] / errors[2] > 12
     assert (wrong > 1e-6).all() and wrong.mean() > 50 * errors[0]
 
 
@@ -56,19 +52,39 @@ def test_points_of_a_trajectory_increase_from_s_to_one(generator):
     assert t.shape == (500, LEGS + 1)
     assert torch.equal(t[:, 0], times.s + 0.3) and (t[:, -1] == 1).all()
     assert (t.diff(dim=1) > 0.1 * 0.7 / LEGS).all()
-    assert t[:, 1:-1].std(0).min() > 0.005  # they are not the same points every time
+    assert t[:, 1:-1].std(0).min() > 0.06 / LEGS  # they are not the same points every time
 
 
-def test_following_is_heuns_method_with_a_last_euler_step(generator):
+@pytest.mark.parametrize("points", [1, 2, 3])
+def test_a_step_integrates_polynomials_exactly(points, generator):
+    """Through as many velocities as there are, whatever the lengths of the steps."""
+    t = torch.rand(40, points + 1, generator=generator, dtype=torch.float64).cumsum(1)
+    coefficients = torch.randn(points, generator=generator, dtype=torch.float64)
+    powers = torch.arange(points)
+    weights = step_weights(t)
+    assert len(weights) == points
+    values = ((t[:, :-1, None] ** powers) * coefficients).sum(2)
+    found = sum(w * values[:, -1 - k] for k, w in enumerate(weights))
+    integral = ((t[:, 1:, None] ** (powers + 1)) * coefficients / (powers + 1)).sum(2)
+    before = (
+        integral[:, -2]
+        if points > 1
+        else (t[:, 0, None] ** (powers + 1) * coefficients / (powers + 1)).sum(1)
+    )
+    torch.testing.assert_close(found, integral[:, -1] - before)
+
+
+def test_following_uses_the_last_three_velocities(generator):
     gaussian = exact(Linear())
     x = torch.randn(5, 2, generator=generator, dtype=torch.float64)
-    t = torch.tensor([[0.0, 0.4, 1.0]], dtype=torch.float64).repeat(5, 1)
+    t = torch.tensor([[0.0, 0.1, 0.3, 0.6, 1.0]], dtype=torch.float64).repeat(5, 1)
     true = follow(gaussian.velocity, x, t, None)
-    first = gaussian.velocity(x, t[:, 0])
-    middle = x + 0.2 * (first + gaussian.velocity(x + 0.4 * first, t[:, 1]))
-    second = gaussian.velocity(middle, t[:, 1])
-    torch.testing.assert_close(true.states, torch.stack([x, middle, middle + 0.6 * second], 1))
-    torch.testing.assert_close(true.velocities, torch.stack([first, second], 1))
+    assert true.states.shape == (5, 5, 2) and true.velocities.shape == (5, 4, 2)
+    for k in range(4):
+        torch.testing.assert_close(true.velocities[:, k], gaussian.velocity(true.states[:, k], t[:, k]))
+        weights = step_weights(t[:, max(0, k - 2) : k + 2])
+        step = sum(w[:, None] * true.velocities[:, k - i] for i, w in enumerate(weights))
+        torch.testing.assert_close(true.states[:, k + 1], true.states[:, k] + step)
 
 
 def test_jumps_cover_the_whole_triangle_evenly(generator):
@@ -94,16 +110,6 @@ def test_jumps_cover_the_whole_triangle_evenly(generator):
     assert pairs.shape[1] == LEGS * (LEGS - 1) // 2  # every pair of inner points occurs
 
 
-def test_chains_lead_from_everywhere_to_the_end_in_even_jumps(generator):
-    stops = chain_stops(*shares(noise_times(4000, generator)))
-    assert stops.shape == (CHAIN + 1, 4000)
-    assert (stops.diff(dim=0) > 0).all() and (stops[-1] == LEGS).all()
-    assert (stops.diff(dim=0).max(0).values - stops.diff(dim=0).min(0).values <= 1).all()
-    assert torch.unique(stops[0]).tolist() == list(range(LEGS - CHAIN))
-    from_start = (stops[0] == 0).double().mean()
-    assert from_start > MODULE.CHAIN_FROM_START
-
-
 def test_a_jump_of_no_length_is_asked_for_the_teachers_velocity(generator, monkeypatch):
     monkeypatch.setattr(MODULE, "ON_THE_DIAGONAL", 1.0)
     monkeypatch.setattr(MODULE, "TO_THE_END", 0.0)
@@ -119,8 +125,7 @@ def test_a_jump_of_no_length_is_asked_for_the_teachers_velocity(generator, monke
             return torch.where(expand_like(t == s, x), gaussian.velocity(x, s), torch.zeros_like(x))
 
     out = OBJECTIVES["trajectory"](Student(), gaussian.velocity, path, times)  # type: ignore
-    assert out.logs["loss_jumps"] < 1e-20
-    torch.testing.assert_close(out.per_sample.mean(), CHAIN_WEIGHT * out.logs["loss_chains"])
+    assert out.per_sample.max() < 1e-20
 
 
 def test_trajectory_does_not_use_the_teacher_at_time_one(generator):
@@ -159,30 +164,3 @@ def test_the_times_decide_all_that_is_drawn(generator):
         OBJECTIVES["trajectory"](Bent(gaussian), gaussian.velocity, path, times).per_sample for _ in range(2)
     )
     assert torch.equal(first, second)
-
-
-def test_a_chain_is_differentiated_through_all_its_jumps(generator):
-    """An early jump's error reaches the chain's end by the derivative of the jumps after it."""
-    gaussian = exact(Linear())
-    path, times = draw(gaussian, 30, generator)
-    early = torch.zeros((), dtype=torch.float64, requires_grad=True)
-
-    class Student:
-        """The exact map, whose jumps that start at s are off by ``early``."""
-
-        interpolant = gaussian.interpolant
-
-        def average_velocity(self, x, s, t, cond=None):
-            jump = (gaussian(x, s, t) - x) / expand_like(t - s, x)
-            return jump + early if torch.equal(s, times.s) else jump
-
-    end = chain(Student(), path.x_s, [*times, torch.ones_like(times.s)], None)  # type: ignore
-    torch.testing.assert_close(end, gaussian(path.x_s, times.s, torch.ones_like(times.s)))
-    (slope,) = torch.autograd.grad(end.sum(), early)
-    gap = expand_like(times.u - times.s, path.x_s)
-    step = 1e-6
-    moved = gaussian(path.x_s, times.s, times.u) + step * gap
-    unmoved = gaussian(path.x_s, times.s, times.u)
-    one = torch.ones_like(times.s)
-    expected = (gaussian(moved, times.u, one) - gaussian(unmoved, times.u, one)).sum() / step
-    torch.testing.assert_close(slope, expected, rtol=1e-5, atol=0)
