@@ -2,8 +2,12 @@
 
 Trains the velocity model, the map and the classifier from configs/digits, which takes a few minutes on one
 core; finished stages under OUT are not done again. The truth is importance sampling: the model's own samples
-weighted by e^r, r = log p(0 | x). Prints the table, writes OUT/summary.json; exit status 1 if the map's
-look-ahead does not lead in total discrepancy, thermodynamic length, error of log Z and MMD.
+weighted by e^r, r = log p(0 | x). Prints the table, writes OUT/summary.json.
+
+The map's look-ahead meets each of the others in paired differences of populations that start from the same
+noise: "won" or "lost" from three standard errors on, else "level". Exit status 1 if it does not win total
+discrepancy and thermodynamic length, which the paper reports, or loses a distance to the truth. Exact weights
+are unbiased with every look-ahead, so there a tie is no defect.
 """
 
 from __future__ import annotations
@@ -50,12 +54,14 @@ class Size:
         training: overrides of both configurations, such as a smaller number of steps.
         base: samples of the model that make the truth.
         particles, populations: of a tilt.
+        seed: of the tilts.
     """
 
     training: tuple[str, ...] = ()
     base: int = 10_000
     particles: int = 64
     populations: int = 512
+    seed: int = 0
 
 
 class Truth:
@@ -128,8 +134,8 @@ def rms(errors: Tensor) -> list[float]:
 
 def measure(
     flow_map: NeuralFlowMap, reward: Classifier, truth: Truth, lookahead: str, weights: str, size: Size
-) -> dict[str, Any]:
-    """One look-ahead: what it found, and how far that is from the truth."""
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """One look-ahead: what it found, how far that is from the truth, and what is compared, by population."""
     P, N = size.populations, size.particles
     result = fmtt.tilt(
         flow_map,
@@ -140,7 +146,7 @@ def measure(
         lookahead=lookahead,
         weights=weights,
         chunk_size=1024,
-        generator=torch.Generator().manual_seed(0),
+        generator=torch.Generator().manual_seed(size.seed),
     )
     judge = digits_classifier.judge(digits_classifier.halves()[1])
     hit = (judge(result.samples) == LABEL).double()
@@ -148,9 +154,10 @@ def measure(
     drawn = result.resample(N, torch.Generator().manual_seed(2)).reshape(P, N, -1)
     against = truth.draws(max(2 * N, 1000), 3)
     own = distances.self_similarity(against, BANDWIDTH)
+    errors = result.log_z - truth.log_z
     squared = torch.stack([distances.mmd(x, against, BANDWIDTH, own=own) for x in drawn])
     known = truth.mean((judge(truth.samples) == LABEL).double())
-    return {
+    row = {
         "lookahead": lookahead,
         "weights": weights,
         "accuracy": column(accuracy),
@@ -158,17 +165,47 @@ def measure(
         "accuracy_error": rms(accuracy - known),
         "reward_error": rms(result.expect(reward).value - truth.mean(truth.rewards)),
         "log_z": column(result.log_z),
-        "log_z_error": rms(result.log_z - truth.log_z),
+        "log_z_error": rms(errors),
         "mmd": column(squared),
         "ess": column(result.ess),
         "resamples": column(result.history.resampled.double().sum(0)),
         "discrepancy": column(result.history.total_discrepancy[-1]),
         "length": column(result.history.thermodynamic_length[-1]),
     }
+    by_population = {
+        "discrepancy": result.history.total_discrepancy[-1],
+        "length": result.history.thermodynamic_length[-1],
+        "log_z_error": errors.square(),
+        "mmd": squared,
+    }
+    return row, by_population
 
 
-ORDERED = ("discrepancy", "length", "log_z_error", "mmd")
-"""Columns, smaller is better, in which the map leads under exact weights in the paper's order."""
+PUBLISHED = ("discrepancy", "length")
+"""Columns, smaller is better, that the paper orders: none, denoiser, map."""
+DECIDED = 3.0
+"""Standard errors from which on a difference counts."""
+
+
+def contests(by_population: dict[str, dict[str, Tensor]]) -> list[dict[str, Any]]:
+    """The map against the others, column by column, from (P,) values where smaller is better."""
+    found = []
+    for name, own in by_population["flow_map"].items():
+        for other in LOOKAHEADS[:-1]:
+            value, error = column(by_population[other][name] - own)
+            significance = value / error if error else 0.0
+            outcome = "level" if abs(significance) < DECIDED else "won" if value > 0 else "lost"
+            failed = outcome == "lost" or (outcome == "level" and name in PUBLISHED)
+            found.append(
+                {
+                    "column": name,
+                    "against": other,
+                    "significance": significance,
+                    "outcome": outcome,
+                    "failed": failed,
+                }
+            )
+    return found
 
 
 def benchmark(out: Path, size: Size) -> dict[str, Any]:
@@ -177,18 +214,12 @@ def benchmark(out: Path, size: Size) -> dict[str, Any]:
     truth = Truth(flow_map, reward, size.base)
     judge = digits_classifier.judge(digits_classifier.halves()[1])
     zeros = (judge(truth.samples) == LABEL).double()
-    rows = [
-        measure(flow_map, reward, truth, lookahead, weights, size)
+    measured = {
+        (weights, lookahead): measure(flow_map, reward, truth, lookahead, weights, size)
         for weights in ("exact", "path")
         for lookahead in LOOKAHEADS
-    ]
-    exact = {row["lookahead"]: row for row in rows if row["weights"] == "exact"}
-    lost = [
-        f"{name} of {other}"
-        for name in ORDERED
-        for other in LOOKAHEADS[:-1]
-        if exact["flow_map"][name][0] >= exact[other][name][0]
-    ]
+    }
+    found = contests({name: measured["exact", name][1] for name in LOOKAHEADS})
     known = {
         "accuracy": truth.mean(zeros),
         "untilted_accuracy": float(zeros.mean()),
@@ -196,7 +227,7 @@ def benchmark(out: Path, size: Size) -> dict[str, Any]:
         "log_z": truth.log_z,
         "effective_samples": truth.effective,
     }
-    summary = {"truth": known, "rows": rows, "lost": lost}
+    summary = {"truth": known, "rows": [row for row, _ in measured.values()], "contests": found}
     write_json(out / "summary.json", summary)
     return summary
 
@@ -228,17 +259,18 @@ def table(summary: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 the map leads, 1 it does not everywhere, 2 what the user gave is wrong."""
+    """Exit status: 0 the order is the paper's, 1 it is not, 2 what the user gave is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/digits"))
     parser.add_argument("--base", type=int, default=Size.base, help="samples that make the truth")
     parser.add_argument("--particles", type=int, default=Size.particles)
     parser.add_argument("--populations", type=int, default=Size.populations)
+    parser.add_argument("--seed", type=int, default=Size.seed, help="of the tilts")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of both configurations")
     args = parser.parse_args(arguments)
     try:
         make_writable(args.out, "--out")
-        size = Size(tuple(args.overrides), args.base, args.particles, args.populations)
+        size = Size(tuple(args.overrides), args.base, args.particles, args.populations, args.seed)
         summary = benchmark(args.out, size)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -246,10 +278,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"\nzeros, {args.populations} populations of {args.particles}, ± standard error")
     print(table(summary))
     print(f"of the model's own samples {summary['truth']['untilted_accuracy']:.3f} are zeros")
-    for which in summary["lost"]:
-        print(f"the map does not lead in {which}")
+    for c in summary["contests"]:
+        print(f"map against {c['against']}, {c['column']}: {c['outcome']} ({c['significance']:+.1f} SE)")
     print(f"wrote {args.out / 'summary.json'}")
-    return 1 if summary["lost"] else 0
+    return 1 if any(c["failed"] for c in summary["contests"]) else 0
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("sklearn")
 pytest.importorskip("lightning")
@@ -36,3 +37,20 @@ def test_a_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) ->
     capsys.readouterr()
     digits.benchmark(tmp_path, size)
     assert capsys.readouterr().out.count("done earlier") == 3
+
+
+def test_a_column_is_decided_by_paired_differences() -> None:
+    """Populations differ by far more than the look-aheads do, and by the same amounts."""
+    spread = torch.linspace(0, 50, 40, dtype=torch.float64)
+    noise = torch.where(torch.arange(40) % 2 == 0, 0.1, -0.1).double()
+
+    def outcomes(shift: float) -> dict[tuple[str, str], tuple[str, bool]]:
+        own = {name: spread + shift + noise for name in ("length", "mmd")}
+        others = {name: {"length": spread, "mmd": spread} for name in ("none", "denoiser")}
+        found = digits.contests({"flow_map": own, **others})
+        return {(c["column"], c["against"]): (c["outcome"], c["failed"]) for c in found}
+
+    nearer, farther, same = outcomes(-1), outcomes(1), outcomes(0)
+    assert len(nearer) == 4 and set(nearer.values()) == {("won", False)}
+    assert set(farther.values()) == {("lost", True)}
+    assert same["mmd", "none"] == ("level", False) and same["length", "none"] == ("level", True)
