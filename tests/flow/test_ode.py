@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import Tensor
 
+from fmtt.errors import UserError
 from fmtt.flow.interpolant import Linear, Trigonometric
 from fmtt.flow.ode import euler, solve
 from fmtt.flow.oracle import Gaussian
@@ -83,6 +86,12 @@ def test_conditions_and_gradients_pass_through():
 def test_a_velocity_that_is_not_finite_is_reported():
     with pytest.raises(FloatingPointError, match="cannot be solved to tolerance"):
         solve(lambda x, t, cond=None: x * float("nan"), states(), 0.0, 1.0)
+
+
+def test_without_the_solvers_package_the_message_names_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "torchdiffeq", None)
+    with pytest.raises(UserError, match=r"needs torchdiffeq: pip install 'fmtt\[evaluate\]'"):
+        solve(GAUSSIAN.velocity, states(2), 0.0, 1.0)
 
 
 def test_an_empty_batch_stays_empty():

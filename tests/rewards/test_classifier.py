@@ -53,6 +53,7 @@ def test_the_gradient_reaches_the_samples(file: Path):
     [
         ({"layers.1.weight": torch.zeros(3, 5)}, "layers.1 has shapes"),
         ({"layers.1.bias": torch.zeros(4)}, "layers.1 has shapes"),
+        ({"layers.0.weight": torch.zeros(())}, "layers.0 has shapes"),
         ({"head.weight": torch.zeros(3, 5)}, "'head.weight' is not"),
         ({"layers.2.weight": torch.zeros(3, 5)}, "5 tensors are not pairs"),
         ({"layers.3.weight": torch.zeros(3, 3), "layers.3.bias": torch.zeros(3)}, "lacks layers.2.weight"),

@@ -65,6 +65,7 @@ def test_every_option_runs(clocks: Path, tmp_path: Path) -> None:
         ("--final-resample --resample none", "final_resample contradicts"),
         ("--gradient zeroth", "weights='path'"),
         ("--t-start 0.5", "needs --init"),
+        (f"--seed {2**64}", "must be at most"),
     ],
 )
 def test_mistakes_are_one_line(
