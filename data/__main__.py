@@ -161,10 +161,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(argv)
         return args.run(args)
     except UserError as error:
-        print(f"python -m data: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("python -m data: interrupted; run the same command again", file=sys.stderr)
+        print("interrupted; the same command continues", file=sys.stderr)
         return 1
 
 

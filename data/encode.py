@@ -21,7 +21,7 @@ from data.index import Header
 from data.shared import write_shared
 from data.write_set import finished, write_set
 from fmtt.errors import UserError, nearest
-from fmtt.files import make_writable, write_json
+from fmtt.files import check_writable, write_json
 from fmtt.models.diffusers.pretrained import library
 from fmtt.quiet import quiet
 
@@ -64,7 +64,7 @@ def encode(args: argparse.Namespace, progress: Progress) -> int:
     """
     start = time.monotonic()
     encoding = _encoding(args)
-    make_writable(args.out, "--out")
+    check_writable(args.out, "--out")
     source = _source(args, progress)
     with quiet(library().__name__, "transformers"):
         _encode(args, encoding, source, progress, start)

@@ -43,6 +43,8 @@ class PromptLength:
             raise UserError(f"--max-sequence-length must lie in 1 to {self.most} for this model, got {asked}")
         default = inspect.signature(pipeline.encode_prompt).parameters["max_sequence_length"].default
         self.limit = min(self.most, default if asked is None else asked)
+        if hasattr(pipeline, "text_encoder_3") and pipeline.text_encoder_3 is None:
+            self.limit = self.most  # SD3's CLIP reads all that it can, whatever is asked of a T5
         self.cut = 0
 
     def count(self, captions: Sequence[str]) -> None:

@@ -23,8 +23,8 @@ from fmtt.models.diffusers.pretrained import (
     library,
     load_flow_map,
     load_pipeline,
-    one_line,
 )
+from fmtt.models.diffusers.refusals import one_line
 from fmtt.models.diffusers.steps import sample_through
 from fmtt.models.diffusers.student import network_of
 
@@ -87,7 +87,7 @@ class EncodedSamples:
         self.dtype: torch.dtype = getattr(torch, e.dtype)
         with one_line(e.model):
             config = package.AutoencoderKL.load_config(e.model, subfolder="transformer")
-            self.family = family_of(str(config.get("_class_name")), e.model)
+            self.family = family_of(config, e.model)
             factor = compression(package.AutoencoderKL.load_config(e.model, subfolder="vae"))
         shape = latent_shape(self.family, config, factor, e.height, e.width)
         self.size = (shape[1] * factor, shape[2] * factor)

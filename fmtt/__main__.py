@@ -14,12 +14,12 @@ from fmtt.errors import UserError
 from fmtt.steering.ranks import RankError
 
 
-def _one_line(message: object) -> str:
-    return " ".join(str(message).split())
+def _say(kind: str, message: object) -> None:
+    print(f"{kind}: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"fmtt: warning: {_one_line(message)}", file=sys.stderr)
+    _say("warning", message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,13 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             args = build_parser().parse_args(argv)
             args.run(args)
         except UserError as error:
-            print(f"fmtt: error: {_one_line(error)}", file=sys.stderr)
+            _say("error", error)
             return 2
         except RankError as error:
-            print(f"fmtt: error: {_one_line(error)}", file=sys.stderr)
+            _say("error", error)
             return 1
         except KeyboardInterrupt:
-            print("fmtt: interrupted", file=sys.stderr)
+            print("interrupted", file=sys.stderr)
             return 1
     return 0
 

@@ -111,18 +111,39 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def make_writable(folder: Path, key: str) -> None:
-    """Make ``folder`` where it is not there, and try to write in it before any work is done.
+def check_writable(folder: Path, key: str) -> None:
+    """Try to write in ``folder``, or where it is to be made, before any work is done. Nothing is left behind:
+    what is written later makes the folder.
 
     Raises:
         UserError: naming ``key``, where the folder came from.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        tempfile.TemporaryFile(dir=_nearest_there(folder)).close()
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"cannot write to {key} {folder}: {reason}; choose another folder") from error
+
+
+def make_writable(folder: Path, key: str) -> None:
+    """:func:`check_writable`, and make the folder where it is not there.
+
+    Raises:
+        UserError: naming ``key``, where the folder came from.
+    """
+    check_writable(folder, key)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _nearest_there(path: Path) -> Path:
+    """``path``, or the nearest folder above it that is there."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        if path == path.parent:  # the working folder was deleted
+            raise
+        return _nearest_there(path.parent)
+    return path
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -1,6 +1,46 @@
-"""Why weights could not be had from a folder or the hub, in one line with the remedy."""
+"""Weights of the hub: by its cache where it cannot be reached; and why they could not be had, in one line."""
 
 from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+PATIENCE = 5.0
+"""Seconds until a hub that does not answer counts as out of reach."""
+_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+
+
+@contextmanager
+def cache_if_unreachable(where: str) -> Iterator[None]:
+    """Ask the hub once, if ``where`` is no folder but may be there. If it does not answer, the block is as
+    under HF_HUB_OFFLINE=1: each file would be asked for again and again, with a warning each time."""
+    try:
+        from huggingface_hub import constants
+    except ImportError:  # nothing can be loaded from there
+        yield
+        return
+    before = constants.HF_HUB_OFFLINE
+    if not before and _ID.fullmatch(where) and not os.path.exists(where):
+        constants.HF_HUB_OFFLINE = not _answers(constants.ENDPOINT)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*local_dir_use_symlinks.*")  # which diffusers still gives
+            yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _answers(url: str) -> bool:
+    from huggingface_hub import get_session
+
+    try:
+        get_session().head(url, timeout=PATIENCE)
+    except Exception:  # of whichever package the hub's own sends requests with
+        return False
+    return True
 
 
 def first_line(error: BaseException) -> str:

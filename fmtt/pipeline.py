@@ -35,8 +35,8 @@ from torch import Tensor
 from fmtt.errors import UserError
 from fmtt.flow.flow_map import NeuralFlowMap
 from fmtt.models.diffusers import editing, export, pretrained
-from fmtt.models.diffusers.adapters import adapter_layers
 from fmtt.models.diffusers.decoder import OUTPUTS, DecodedReward, Decoder, as_output
+from fmtt.models.diffusers.refusals import one_line
 from fmtt.models.diffusers.steps import StepEnd, ToldVelocity, sample_through, times_of
 from fmtt.models.diffusers.student import network_of
 from fmtt.steering.cost import Cost
@@ -123,8 +123,9 @@ class FMTTPipeline(DiffusionPipeline):
         Raises:
             UserError: when files are missing, pickled, or of no family known here.
         """
-        with pretrained.one_line(str(where)):
-            pipeline = DiffusionPipeline.from_pretrained(where, **{"use_safetensors": True, **options})
+        with one_line(str(where)):
+            given = {"use_safetensors": True, **pretrained.left_out(str(where), options), **options}
+            pipeline = DiffusionPipeline.from_pretrained(where, **given)
         steered = cls.from_pipe(pipeline, dtype=pipeline.transformer.dtype)
         if (Path(where) / FLOW_MAP).is_dir():
             steered.flow_map = export.attach(Path(where) / FLOW_MAP, steered.transformer)
@@ -136,16 +137,13 @@ class FMTTPipeline(DiffusionPipeline):
         diffusers' own pipeline of the family opens the folder too, and has the parts but not the second time.
 
         Raises:
-            UserError: for a flow map with unmerged adapters, or over another transformer.
+            UserError: for a flow map with unmerged adapters, or one that only looks ahead.
         """
         if self.flow_map is None:
             self._family_pipeline().save_pretrained(save_directory, **options)
             return
         network = network_of(self.flow_map)
-        if adapter_layers(network.transformer):
-            raise UserError(
-                "the flow map has LoRA adapters: merge them first (fmtt.models.diffusers.student.merge)"
-            )
+        export.check_sampler(network)
         pipeline = self._family_pipeline()
         pipeline.register_modules(transformer=network.transformer, scheduler=FlowMapEulerDiscreteScheduler())
         pipeline.save_pretrained(save_directory, **options)
@@ -201,7 +199,7 @@ class FMTTPipeline(DiffusionPipeline):
             mode: "tilt", weighted samples of the tilted law, or "search", with ``keep`` and ``rounds``.
             chunk_size: samples per network call, and per decoding.
             decode: options of the :class:`Decoder` that the reward sees through (checkpoint, tiled, reduce).
-            steering: further arguments of :func:`fmtt.tilt` or :func:`fmtt.search`: lookahead, weights, ...
+            steering: of :func:`fmtt.tilt` or :func:`fmtt.search`: weights ("path" for an ``image``), chi, ...
 
         Raises:
             UserError: when arguments contradict each other.
@@ -244,6 +242,8 @@ class FMTTPipeline(DiffusionPipeline):
         decoder = Decoder(self.vae, **{"max_batch": chunk_size, **(decode or {})})
         steps = len(start.times) - 1
         shared |= {"num_particles": num_particles, "num_steps": steps, "chunk_size": chunk_size}
+        if image is not None and mode == "tilt":  # "exact" takes the start for the model's own law there
+            shared["weights"] = "path"
         shared |= start.steering(steering)
         if sigmas is not None or image is not None:
             shared |= {"times": torch.tensor(start.times, dtype=torch.float64)}
@@ -277,7 +277,7 @@ class FMTTPipeline(DiffusionPipeline):
 
     def _map(self, height: int | None, width: int | None) -> NeuralFlowMap:
         """The flow map, for latents of the size that is asked for."""
-        sized = pretrained.sized(self.flow_map, self.transformer, self.vae.config, height, width)
+        sized = pretrained.sized(self.flow_map, self.components, height, width)
         return sized.to(self._execution_device).eval()
 
     def _family_pipeline(self) -> Any:

@@ -4,7 +4,8 @@
 #   slurm/pipeline.sh RUN_DIR CONFIG [key=value ...]
 #
 # Each needs the one before it to succeed; a requeued one is waited for. The export goes to RUN_DIR/export, the evaluation to RUN_DIR/evaluation. Set in the environment:
-#   STEPS           what to do, default "distill export evaluate"; put encode (or pretrain) first if you need it
+#   STEPS           what to do, default "distill export evaluate"; put encode first if you need it, and for a
+#                   velocity model, whose configuration is another, "pretrain export"
 #   ENCODE          arguments of `python -m data encode`
 #   EVALUATE        more arguments of `fmtt evaluate`, such as "--teacher DIR"
 #   SBATCH_ALL      sbatch options of every job, such as "--partition=gpu --account=me"

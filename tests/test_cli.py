@@ -122,6 +122,18 @@ def test_tilt(export, tmp_path):
     )
 
 
+def test_tilt_says_how_many_ancestors_stand_behind_the_ess(export, tmp_path, capsys):
+    for more, populations in (((), 1), (("--num-populations", "2"), 2)):
+        assert run("tilt", export, *TILT, *more, "--out", tmp_path) == 0
+        found = summary(tmp_path)
+        (line,) = (text for text in capsys.readouterr().out.splitlines() if text.startswith("ESS"))
+        ess = [found["ess"]] if populations == 1 else found["ess"]
+        low, high = f"{100 * min(ess):.3g}", f"{100 * max(ess):.3g}"
+        assert f"ESS {low}{'' if low == high else f' to {high}'} % of 6 particles" in line
+        assert all(f"{n:g}" in line.split("from")[1] for n in found["distinct_ancestors"])
+        assert ("in each of 2 populations" in line) == (populations == 2)
+
+
 def test_tilt_with_a_teacher_and_no_judge(export, teacher, tmp_path):
     out = tmp_path / "tilt"
     more = ("--teacher", teacher, "--judge", "none", "--lookahead", "denoiser", "--noise", "0.5")
@@ -132,7 +144,7 @@ def test_tilt_with_a_teacher_and_no_judge(export, teacher, tmp_path):
 def test_paper_weights_warn_in_one_line(export, tmp_path, capsys):
     assert run("tilt", export, *TILT, "--weights", "paper", "--out", tmp_path) == 0
     error = capsys.readouterr().err
-    assert error.startswith("fmtt: warning: weights='paper'") and error.count("\n") == 1
+    assert error.startswith("warning: weights='paper'") and error.count("\n") == 1
 
 
 def test_without_matplotlib_steering_works_and_evaluation_says_what_is_missing(
@@ -217,7 +229,7 @@ def test_a_mistake_is_one_line_and_status_2(line, says, export, tmp_path, capsys
     assert run(*words) == 2
     printed = capsys.readouterr()
     assert says in printed.err and printed.err.count("\n") == 1 and printed.out == ""
-    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+    assert printed.err.startswith("error: ") and not (tmp_path / "out").exists()
 
 
 def test_damaged_weights(export, tmp_path, capsys):

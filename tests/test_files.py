@@ -11,7 +11,7 @@ import pytest
 
 from fmtt import files
 from fmtt.errors import UserError
-from fmtt.files import atomic_folder, set_aside
+from fmtt.files import atomic_folder, check_writable, set_aside
 
 
 def write(place: Path, text: str) -> None:
@@ -100,3 +100,20 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write .*; choose another folder"):
         write(tmp_path / "file" / "place", "first")
+
+
+def test_a_check_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in (Path("new/folder"), tmp_path / "new", tmp_path, Path()):
+        check_writable(folder, "--out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name", ["file", "file/below", "file/far/below", "x" * 5000, "broken", "broken/below"]
+)
+def test_a_folder_that_cannot_be_written_is_one_line(name: str, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=f"cannot write to --out {tmp_path}/{name}: .*; choose another"):
+        check_writable(tmp_path / name, "--out")

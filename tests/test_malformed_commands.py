@@ -91,7 +91,7 @@ def quiet(main: Callable[..., int], words: list[str]) -> tuple[int, str, str]:
 
 
 def tree() -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in Path().rglob("*") if path.is_file()}
+    return {path: path.stat().st_mtime_ns if path.is_file() else 0 for path in Path().rglob("*")}
 
 
 def checked(main: Callable[..., int], words: list[str]) -> tuple[int, str]:
@@ -100,7 +100,8 @@ def checked(main: Callable[..., int], words: list[str]) -> tuple[int, str]:
     status, _, err = quiet(main, words)
     if status:
         assert status == 2, (status, words, err)
-        assert err.count("\n") == 1 and err.endswith("\n") and len(err) < 8000, (words, err)
+        assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n"), (words, err)
+        assert len(err) < 8000, (words, err)
         assert tree() == before, (words, set(tree()) ^ set(before))
     return status, err
 

@@ -90,6 +90,8 @@ def test_a_tilt_starts_from_the_picture_and_says_so(pipe: Any, image: Tensor):
     )
     assert out.images.shape == (6, 3, 8, 8) and bool(out.log_weights.isfinite().all())
     assert "the given samples noised by the interpolant to t=0.5" in out.result.base_law
+    # Weights that are right for that law, of whose states the model's velocity knows nothing.
+    assert out.result.base_law.startswith("Exact at any number of steps")
     assert len(out.result.history.t) == 2
     # With next to no noise the picture comes back, each prompt's own.
     near = pipe(
@@ -135,6 +137,8 @@ def test_under_a_mask_only_its_white_part_changes(mode: str, pipe: Any, image: T
     torch.testing.assert_close(out.rewards, redness(out.images), rtol=0, atol=1e-5)
     if mode == "tilt":
         assert [x.shape[1:] for x in seen] == [(4, 4, 4)] * 3
+        torch.testing.assert_close(seen[-1][..., :2], samples[..., :2])
+        assert (seen[0][..., :2] - samples[..., :2]).abs().max() > 0.1
         law = out.result.base_law
         assert "t=0.25" in law and "not the model's law given the rest" in law
 

@@ -133,6 +133,14 @@ def test_mistakes(suite: Path, tmp_path: Path, capsys: Any, words: tuple[str, ..
     assert says in capsys.readouterr().err
 
 
+def test_a_size_that_does_not_fit_leaves_nothing_behind(
+    model: Path, suite: Path, tmp_path: Path, capsys: Any
+) -> None:
+    out = tmp_path / "out"
+    assert run(model, suite, *SIZE, "--method", "sample", "--height", "7", "--out", out) == 2
+    assert "height must be a multiple of" in capsys.readouterr().err and not out.exists()
+
+
 def test_another_method_does_not_mix_into_a_folder(
     model: Path, suite: Path, tmp_path: Path, capsys: Any
 ) -> None:

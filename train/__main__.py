@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 2 what the user gave is wrong, 1 anything else."""
+    """Exit status: 0 done, 2 what the user gave is wrong, 128 + a signal that stopped it, 1 anything else."""
     try:
         run(parser().parse_args(argv))
     except UserError as error:
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
-        return 1
+        return 128 + signal.SIGINT
     return 0
 
 

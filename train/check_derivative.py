@@ -20,8 +20,8 @@ from train.losses.base import FlowMapLoss
 
 TOLERANCE = 2e-3
 """Largest relative error in float32: forward-mode AD has 1e-6, finite differences have up to 2e-4."""
-TOLERANCE_AUTOCAST = 5e-2
-"""Under autocast to half precision; forward-mode AD in bfloat16 has up to 1e-2."""
+TOLERANCE_HALF = 5e-2
+"""Under autocast to half precision, or with weights in it; forward-mode AD in bfloat16 has up to 3e-2."""
 GRADIENT_FACTOR = 5.0
 """Gradients through a derivative lose this much more. A fused layer norm's are off by 0.07 and more."""
 STILL = 0.1
@@ -70,6 +70,11 @@ def refusal(student: object, derivative: Derivative) -> str | None:
                 f"derivative: finite_difference compares two passes, which dropout ({dropped[0]}) makes "
                 "differ: set dropout to 0, or use jvp"
             )
+        if half := half_precision(student):
+            return (
+                f"derivative: finite_difference needs a network in float32, this one has weights in {half} "
+                "that round its differences away: use jvp, or float32 (teacher.dtype of a pipeline)"
+            )
         return None
     if compiled and derivative.name == "flash_jvp":
         return (
@@ -83,6 +88,12 @@ def refusal(student: object, derivative: Derivative) -> str | None:
             "do not compile it, use a norm without parameters or nn.RMSNorm, or finite_difference"
         )
     return None
+
+
+def half_precision(student: object) -> str:
+    """The name of a half precision that some of a network's weights are in; empty where none are."""
+    weights = student.parameters() if isinstance(student, nn.Module) else ()
+    return next((str(p.dtype)[6:] for p in weights if p.dtype in (torch.float16, torch.bfloat16)), "")
 
 
 def _is_compiled(module: nn.Module) -> bool:
@@ -99,7 +110,7 @@ def measure(objective: FlowMapLoss, inputs: Inputs, derivative: Derivative) -> A
         UserError: when the network cannot be differentiated so at all, naming the remedy.
     """
     autocast = torch.is_autocast_enabled(inputs.path.x_s.device.type)
-    tolerance = TOLERANCE_AUTOCAST if autocast else TOLERANCE
+    tolerance = TOLERANCE_HALF if autocast or half_precision(inputs.student) else TOLERANCE
     with torch.no_grad():
         # What a network computes once and keeps must not be born inside a derivative: no copy and no
         # compiler can read it afterwards.

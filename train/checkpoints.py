@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -150,14 +151,14 @@ class Checkpoints(Callback):
         request: looked at after every optimizer step. If any rank received one, all save and stop.
 
     Attributes:
-        stopped: whether training was ended by a request.
+        stopped: whether training was ended by a request, and ``interrupted``: by Ctrl-C, on whatever rank.
     """
 
     def __init__(
         self, folder: Path, every_steps: int, keep: int, best: str = "", request: StopRequest | None = None
     ) -> None:
         self.folder, self.every_steps, self.keep, self.metric = folder, every_steps, keep, best
-        self.request, self.stopped = request or StopRequest(), False
+        self.request, self.stopped, self.interrupted = request or StopRequest(), False, False
         self._step = self._saved = self._begun = -1
         self._warned = False
         self._best: Best | None = None
@@ -171,6 +172,7 @@ class Checkpoints(Callback):
                 f"{self._step}): the file system shows new files late; start again in a minute"
             )
         _count_passes(trainer)
+        self.request.listen_to_ctrl_c()
         if trainer.is_global_zero:
             best = best_checkpoint(self.folder)
             if best is not None and best.metric == self.metric and best.step <= self._step:
@@ -184,8 +186,10 @@ class Checkpoints(Callback):
             return
         self._step = step
         finished, asked = step >= trainer.max_steps, self.request.signal is not None
-        self.stopped = trainer.strategy.reduce_boolean_decision(asked, all=False) and not finished
-        trainer.should_stop = trainer.should_stop or self.stopped
+        meet = trainer.strategy.reduce_boolean_decision
+        self.stopped = meet(asked, all=False) and not finished
+        self.interrupted = self.stopped and meet(self.request.signal is signal.SIGINT, all=False)
+        trainer.should_stop |= self.stopped or finished  # at which Lightning logs the last step too
         if step % self.every_steps == 0 or finished or self.stopped:
             self.save(trainer, step)
 

@@ -41,7 +41,8 @@ class NetworkConfig:
     own_guidance: bool = False
     """Such a student, not of flux, takes the guidance scale as an input: one pass in place of two."""
     checkpointing: bool = False
-    """Such a student repeats its blocks in the reverse pass, save where derivatives are taken."""
+    """Such a student repeats its blocks in the reverse pass: less memory for one forward more, or two where
+    the target has a derivative. Of no use to lsd, esd and tvm, whose gradient goes through theirs."""
 
 
 @dataclass

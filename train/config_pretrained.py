@@ -29,7 +29,8 @@ class PretrainedConfig:
     pretrained: str
     """A folder written by a pipeline's save_pretrained, or a hub id."""
     family: str = ""
-    """flux | sd3 | sana | lumina2: refused if the pipeline is of another; found out if empty."""
+    """flux | sd3 | sana | lumina2: refused if the pipeline is of another, or knows jumps to clean data only;
+    found out if empty."""
     guidance: list[float] = field(default_factory=list)
     """The guidance scale of the velocity that is learned: w, or [low, high], between which each sample's w is
     drawn. Empty for none, where the model can do without."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,10 +19,9 @@ def naming_lost_processes() -> Iterator[None]:
     except RuntimeError as error:
         import torch.distributed as dist  # slow, and the command line imports this file before it listens
 
-        said = str(error)
-        if not (isinstance(error, dist.DistError) or "gloo" in said.lower()):
+        if not (isinstance(error, dist.DistError) or re.search(r"\bgloo\b", str(error), re.IGNORECASE)):
             raise
-        cause = said.strip().splitlines()[0].rpartition("] ")[2]
+        cause = next(iter(str(error).strip().splitlines()), type(error).__name__).rpartition("] ")[2]
         raise LostProcess(
             f"another process of this run died or does not answer ({cause}); the last checkpoint is whole, "
             "and the same command continues from it"

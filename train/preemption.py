@@ -1,7 +1,8 @@
 """Stopping on request: a signal is noted, the running step ends, a SLURM job is put back in the queue.
 
-Handlers do nothing but note the signal: a checkpoint written from inside one would run between any two
-bytecodes, and with several processes the ranks would wait for each other in different collectives.
+Ctrl-C is such a request too while there is a step to end, but no job is put back. Handlers do little more
+than note the signal: a checkpoint written from inside one would run between any two bytecodes, and with
+several processes the ranks would wait for each other in different collectives.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 """What SLURM sends before the time limit (--signal), on preemption, and with scancel."""
+NOTICE = "\nstopping after this step; Ctrl-C again stops at once\n"
 
 
 class StopRequest:
-    """The first of :data:`SIGNALS` that this process received, or None."""
+    """The first of :data:`SIGNALS`, or SIGINT once it is listened to, that this process received, or None."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -33,8 +35,23 @@ class StopRequest:
             if number == signal.SIGTERM:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
-        elif self.signal is None:
+            return
+        if self.signal is None:
             self.signal = signal.Signals(number)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)  # ends this process even where it waits for others
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                with suppress(OSError):
+                    os.write(2, NOTICE.encode())  # print must not be called from handlers
+
+    def listen_to_ctrl_c(self) -> None:
+        """From now on note the first Ctrl-C too; a second one ends the process at once.
+
+        To be called when training begins: before, there is no step to end. :func:`listening` gives it back.
+        """
+        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # by a shell, in the background
+        if threading.current_thread() is threading.main_thread() and not ignored:
+            signal.signal(signal.SIGINT, self.note)
 
 
 _current: StopRequest | None = None
@@ -51,6 +68,7 @@ def listening() -> Iterator[StopRequest]:
     before = {}
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.signal(number, request.note) for number in SIGNALS}
+        before[signal.SIGINT] = signal.getsignal(signal.SIGINT)
     try:
         yield request
     finally:
@@ -62,8 +80,8 @@ def listening() -> Iterator[StopRequest]:
 @contextmanager
 def signals_held() -> Iterator[None]:
     """Processes started inside the block never see :data:`SIGNALS`, which SLURM sends to every process of a
-    job; what this process gets meanwhile is delivered afterwards."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    job, nor Ctrl-C, which a terminal does; what this process gets meanwhile is delivered afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, signal.SIGINT))
     try:
         yield
     finally:

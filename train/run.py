@@ -150,13 +150,15 @@ def build_trainer(config: Config, run_dir: Path, checkpoints: Checkpoints) -> Tr
 def train(config: Config, stage: str) -> Path:
     """Run or continue ``pretrain`` or ``distill``; returns the run folder.
 
-    On SIGUSR1 or SIGTERM the running step ends, a checkpoint is written, and a SLURM job is requeued.
+    On SIGUSR1, SIGTERM or Ctrl-C the running step ends and a checkpoint is written; the signals requeue a
+    SLURM job. A second Ctrl-C ends the process at once.
 
     Raises:
         UserError: for anything in the configuration that cannot work, and while another process trains in
             the same folder.
         LostProcess: when another process of the run died or fell silent.
-        KeyboardInterrupt: on Ctrl-C; SystemExit(128 + signal) when asked to stop. The same call continues.
+        KeyboardInterrupt: on Ctrl-C before the first step; SystemExit(128 + signal) when asked to stop. The
+            same call continues.
     """
     with listening() as request:
         return _train(config, stage, request)
@@ -204,6 +206,9 @@ def _train(config: Config, stage: str, request: StopRequest) -> Path:
             return run_dir
     if rank_zero_only.rank != 0:
         raise SystemExit(0)  # launchers take anything else for a crash, and kill rank 0
+    if checkpoints.interrupted:
+        say(f"{run_dir}: stopped by Ctrl-C after step {trainer.global_step}; the same command continues")
+        raise SystemExit(128 + signal.SIGINT)
     received = request.signal or signal.SIGTERM  # another rank's, if not this one's
     say(f"{run_dir}: stopped by {received.name} after step {trainer.global_step}; {requeue()}")
     raise SystemExit(128 + received)

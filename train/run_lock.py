@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -26,7 +27,8 @@ def run_lock(run_dir: Path, own_job_seconds: float = OWN_JOB_SECONDS) -> Iterato
     """Hold ``run_dir/lock`` on rank 0 while the block runs.
 
     The kernel frees the lock when the process ends, however it ends; flock also works between the nodes of
-    an NFS share. A file system without locks is reported, and the run goes on.
+    an NFS share. A file system without locks is reported, and the run goes on. A folder that was made here
+    goes again where the block refuses what the user gave before anything came of it.
 
     Raises:
         UserError: naming the process that holds it, or when the folder cannot be written.
@@ -34,7 +36,7 @@ def run_lock(run_dir: Path, own_job_seconds: float = OWN_JOB_SECONDS) -> Iterato
     if rank_zero_only.rank != 0:
         yield
         return
-    path = run_dir / "lock"
+    path, made = run_dir / "lock", not run_dir.exists()
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+")  # noqa: SIM115
@@ -45,8 +47,18 @@ def run_lock(run_dir: Path, own_job_seconds: float = OWN_JOB_SECONDS) -> Iterato
         _write(file, {"host": socket.gethostname(), "pid": os.getpid(), "job": job_id()})
         try:
             yield
+        except UserError:
+            if made:
+                _remove_if_unused(run_dir)
+            raise
         finally:
             _write(file, None)
+
+
+def _remove_if_unused(run_dir: Path) -> None:
+    """Remove the folder of a run that was refused before it trained."""
+    if {path.name for path in run_dir.rglob("*") if path.is_file()} <= {"lock", "config.yaml"}:
+        shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def _acquire(file: IO[str], run_dir: Path, own_job_seconds: float) -> None:

@@ -12,7 +12,7 @@ from fmtt.errors import UserError
 from fmtt.flow.derivative import BACKENDS, Derivative, Observed, using
 from fmtt.tensor import take_cond
 from fmtt.types import Cond, FlowMap, VelocityField
-from train.check_derivative import Agreement, check, measure
+from train.check_derivative import Agreement, check, measure, refusal
 from train.derivative_reference import Inputs
 from train.losses.base import FlowMapLoss, LossOutput, PathSample, Times
 from train.strategy import is_sharded
@@ -57,11 +57,10 @@ class Differentiated:
         norms = TangentNorms()
         with using(self.derivative, norms, share=self.ramp.at(self.step())):
             out = self.objective(student, teacher, path, times, cond)
-        if first and norms.parts and is_sharded(student):
-            remedy = "a run of one step with trainer.strategy=auto checks it"
-            rank_zero_warn(
-                f"derivative: {self.derivative.name} is not checked: the student is in pieces; {remedy}"
-            )
+        if first and norms.parts and (reason := unchecked(student)):
+            if refused := refusal(student, self.derivative):
+                raise UserError(refused)
+            rank_zero_warn(f"derivative: {self.derivative.name} is not checked: {reason}")
         return LossOutput(out.per_sample, {**out.logs, **self._agreement_logs(), **norms.logs()})
 
     def start(self, inputs: Inputs) -> Derivative:
@@ -71,11 +70,7 @@ class Differentiated:
             UserError: where none does, or the ramp has nothing to act on.
         """
         chosen = BACKENDS["jvp" if self.name == "auto" else self.name]
-        student = inputs.student
-        if is_sharded(student):  # of which there is no copy in float64
-            return chosen
-        if isinstance(student, nn.Module) and sum(p.numel() for p in student.parameters()) > LARGEST:
-            rank_zero_warn(f"derivative: {chosen.name} is not checked: the student is too large for it")
+        if unchecked(inputs.student):
             return chosen
         if self.name == "auto":
             chosen, self.agreement = first_that_agrees(self.objective, inputs)
@@ -118,6 +113,15 @@ def first_that_agrees(objective: FlowMapLoss, inputs: Inputs) -> tuple[Derivativ
             return derivative, agreement
         reasons.append(f"{name} ({agreement})")
     raise UserError(f"derivative: auto finds no backend that works: {'; '.join(reasons)}: use psd_m or psd_u")
+
+
+def unchecked(student: FlowMap) -> str:
+    """Why the backend cannot be checked on this student; empty where it can."""
+    if is_sharded(student):  # of which there is no copy in float64
+        return "the student is in pieces; a run of one step with trainer.strategy=auto checks it"
+    if isinstance(student, nn.Module) and sum(p.numel() for p in student.parameters()) > LARGEST:
+        return f"the student has more than {LARGEST:,} parameters, of which a float64 copy is too large"
+    return ""
 
 
 def few(inputs: Inputs) -> Inputs:

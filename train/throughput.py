@@ -113,7 +113,8 @@ class Pass(NamedTuple):
 
 
 class Throughput(Callback):
-    """Logs ``throughput/...`` every ``every_steps`` steps, over the passes since then; it stands first.
+    """Logs ``throughput/...`` every ``every_steps`` steps and at the last, over the passes since then.
+    It stands first.
 
     ``samples_per_s`` and ``tokens_per_s`` of all ranks together. ``data_wait``: the share of the time spent
     waiting for data, on the rank where it is largest. ``mfu``: model FLOP utilisation, the operations of
@@ -190,7 +191,8 @@ class Throughput(Callback):
         total = time.perf_counter() - self._fetches.asked
         self._passes.append(Pass(total, self._fetches.waited, self._met, len(batch.x)))
         step = trainer.global_step
-        if step % self.every_steps or step == self._logged:
+        due = step % self.every_steps == 0 or step >= trainer.max_steps
+        if not due or step == self._logged:
             return
         metrics = self._measure(trainer)
         self._passes.clear()

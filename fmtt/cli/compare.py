@@ -225,6 +225,7 @@ def _write(
         table,
         unit=args.unit,
         judge=name,
+        judge_is_rate=isinstance(judged, ClockJudge),
         base_restoration=base,
         missing=missing,
         pictures=pictures,

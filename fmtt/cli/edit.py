@@ -9,11 +9,14 @@ Editing by words, where the reward is a question to a vision-language model::
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from fmtt.cli.model import device_named, need_extra
+from fmtt.cli.model import device_named, need_extra, need_pipeline
 from fmtt.cli.output import Output
+from fmtt.errors import UserError
 from fmtt.rewards import build, parse, picture
 
 
@@ -21,9 +24,10 @@ def run(args: Namespace) -> None:
     """Write the edited pictures, best first, beside what was given, and summary.json."""
     need_extra("diffusers", "transformers", extra="diffusers")
     parse(args.reward)
-    image = picture.with_channels(picture.load(args.picture), 3)[None]
-    mask = None if args.mask is None else picture.load(args.mask).mean(0)[None, None]
+    need_pipeline(args.model)
+    image, mask = pictured(args.picture), None if args.mask is None else pictured(args.mask)
     out = Output(args.out)
+    from fmtt.models.diffusers.decoder import as_output
     from fmtt.pipeline import FMTTPipeline
 
     device = device_named(args.device)
@@ -32,8 +36,9 @@ def run(args: Namespace) -> None:
     names = ("strength", "num_particles", "lookahead", "weights", "height", "width", "guidance_scale")
     edited = pipe(
         args.prompt,
-        image=image,
-        mask_image=mask,
+        # As Pillow's pictures: diffusers brings tensors to the model's size by dropping pixels.
+        image=as_output(image, "pil"),
+        mask_image=None if mask is None else as_output(mask, "pil"),
         reward=reward,
         num_inference_steps=args.num_steps,
         chunk_size=args.chunk_size,
@@ -59,3 +64,15 @@ def run(args: Namespace) -> None:
     }
     print(f"reward {before:.4g} -> {results['mean_reward']:.4g}. {results['base_law']}")
     out.finish(args, results)
+
+
+def pictured(path: Path) -> Tensor:
+    """A picture (1, 3, H, W) in [0, 1].
+
+    Raises:
+        UserError: when the file holds none.
+    """
+    image = picture.with_channels(picture.load(path), 3)
+    if image.shape[0] != 3 or not bool(((image >= 0) & (image <= 1)).all()):
+        raise UserError(f"{path} must hold grey or RGB values from 0 to 1")
+    return image[None]

@@ -22,8 +22,11 @@ def add_to(command: argparse.ArgumentParser) -> None:
     add("--num-particles", type=whole(1), default=8, help="(default: %(default)s)")
     add("--num-steps", type=whole(1), default=16, help="of the whole way from noise (default: %(default)s)")
     add("--lookahead", type=one_of(LOOKAHEADS), default="flow_map", help=", ".join(LOOKAHEADS))
-    add("--weights", type=one_of(WEIGHTS), default="exact", help=", ".join(WEIGHTS))
-    add("--height", type=whole(1), help="in pixels (default: the model's)")
+    # Exact weights take the start for the model's own law at that time, which a noised picture is not.
+    add(
+        "--weights", type=one_of(WEIGHTS), default="path", help=f"{', '.join(WEIGHTS)} (default: %(default)s)"
+    )
+    add("--height", type=whole(1), help="in pixels (default: the model's, to which the picture is stretched)")
     add("--width", type=whole(1), help="in pixels (default: the model's)")
     add("--guidance-scale", type=real(0), metavar="W", help="(default: none)")
     add("--dtype", type=one_of(DTYPES), default="bfloat16", help="of the weights (default: %(default)s)")

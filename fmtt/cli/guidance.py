@@ -48,16 +48,15 @@ def chosen_scale(flow_map: NeuralFlowMap, asked: float | None, export: str) -> f
 
 
 def check_teacher(teacher: NeuralFlowMap, scale: float | None, export: str, option: str) -> None:
-    """Refuse a teacher whose velocity is not the guided one.
+    """Refuse a teacher whose velocity is not the one at ``scale``.
 
     Raises:
-        UserError: where it takes no scale, or was not trained for this one.
+        UserError: where it takes no scale and is asked for another than 1, or was not trained for this one.
     """
-    if scale in (None, 1.0):
-        return
-    if not takes_scale(teacher):
+    if takes_scale(teacher):
+        chosen_scale(teacher, scale, f"{option} {export}")
+    elif scale not in (None, 1.0):
         raise UserError(
             f"{option} {export} takes no guidance scale as an input, so it is not the reference at "
             f"{OPTION} {scale:g}; leave {option} out"
         )
-    chosen_scale(teacher, scale, f"{option} {export}")

@@ -15,7 +15,7 @@ from fmtt.cli.guidance import check_teacher, chosen_scale
 from fmtt.cli.text import VALUES, Text, needs_text, pipeline_teacher, refuse_options
 from fmtt.errors import UserError
 from fmtt.flow.flow_map import NeuralFlowMap
-from fmtt.models.checkpoint import load
+from fmtt.models.checkpoint import ASSETS, load, shipped
 from fmtt.types import Cond, Reward
 
 
@@ -78,7 +78,7 @@ class Model:
         ):
             if mine != theirs:
                 raise UserError(f"{option} {export} has {what} {theirs}, the export has {mine}")
-        if option == "--teacher" and isinstance(other, NeuralFlowMap):
+        if option == "--teacher" and self.text is None:  # a pipeline is guided by what cond says
             check_teacher(other, self.scale, export, option)
         return other
 
@@ -137,3 +137,20 @@ def need_extra(*packages: str, extra: str = "evaluate") -> None:
     missing = [name for name in packages if not installed(name)]
     if missing:
         raise UserError(f"this needs {', '.join(missing)}: pip install 'fmtt[{extra}]'")
+
+
+def need_pipeline(where: str) -> None:
+    """Refuse an export where a text-to-image pipeline is needed; what is not here is left to the hub.
+
+    Raises:
+        UserError: naming it.
+    """
+    folder = os.path.expanduser(where)
+    if not os.path.exists(folder) and where in shipped():
+        folder = str(ASSETS / where)
+    config, index = (os.path.join(folder, f"{name}.json") for name in ("config", "model_index"))
+    if os.path.isfile(config) and not os.path.isfile(index):
+        raise UserError(
+            f"{where} is an export and no text-to-image pipeline, which this command needs: give the folder "
+            "of one (it has a model_index.json) or its hub id"
+        )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fmtt
 from fmtt import png
-from fmtt.files import atomic_write, make_writable, write_json
+from fmtt.files import atomic_write, check_writable, write_json
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -35,7 +35,7 @@ def plain(value: Any) -> Any:
 
 
 class Output:
-    """An output folder, checked to be writable before any work is done.
+    """An output folder, checked to be writable before any work is done; the first file written makes it.
 
     Raises:
         UserError: when the folder cannot be made or written.
@@ -45,7 +45,7 @@ class Output:
         self.folder = folder
         self.written: list[str] = []
         self.start = time.perf_counter()
-        make_writable(folder, "--out")
+        check_writable(folder, "--out")
 
     def bytes(self, name: str, content: bytes) -> None:
         """Write a file."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from fmtt import png
 from fmtt.cli import same_folder
 from fmtt.cli.judge import check_held_out
-from fmtt.cli.model import need_extra
+from fmtt.cli.model import need_extra, need_pipeline
 from fmtt.cli.output import Output, plain
 from fmtt.cli.progress import Progress
 from fmtt.errors import UserError
@@ -75,6 +75,7 @@ def run(args: Namespace) -> None:
     number, parts = args.part
     suite = prompt_suite.part(whole, number, parts)
     out = Output(args.out)
+    need_pipeline(args.model)
     settings = same_folder.settings(args, FIXED, FILES)
     if (args.out / SETTINGS).is_file():
         same_folder.stored(args.out / SETTINGS, settings, args.out, "images made")
@@ -102,7 +103,6 @@ def _make_all(
     context["prompt"] = [item.prompt for item in whole.items]
     reward = build(args.reward, **context) if args.reward else None
     judge = build(args.judge, **context) if args.judge else None
-    write_json(args.out / SETTINGS, {"settings": settings})  # not before model and rewards are known to load
     places = {item.index: k for k, item in enumerate(whole.items)}
     with Progress("making images", len(suite.items)) as bar:
         bar.advance(len(suite.items) - len(todo))
@@ -110,6 +110,8 @@ def _make_all(
             here = torch.full((args.num_images,), places[item.index])
             start = time.perf_counter()
             made = make(args, pipeline, item, None if reward is None else OfPrompts(reward, here))
+            if item is todo[0]:  # not before the settings are known to work
+                write_json(args.out / SETTINGS, {"settings": settings})
             record: dict[str, Any] = {"index": item.index, "prompt": item.prompt, **made.cost}
             record["seconds"] = time.perf_counter() - start
             if made.rewards is not None:

@@ -13,7 +13,7 @@ from fmtt.errors import UserError
 from fmtt.flow.flow_map import NeuralFlowMap
 from fmtt.models.diffusers.decoder import DecodedReward, Decoder
 from fmtt.models.diffusers.export import base_of
-from fmtt.models.diffusers.pretrained import FAMILIES, encode_prompts, load_flow_map, load_pipeline
+from fmtt.models.diffusers.pretrained import KNOWN, encode_prompts, load_flow_map, load_pipeline
 from fmtt.models.diffusers.student import network_of
 from fmtt.rewards import describe
 from fmtt.types import Reward
@@ -25,7 +25,7 @@ VALUES = (0.0, 1.0)
 
 def needs_text(flow_map: NeuralFlowMap) -> bool:
     """Whether a loaded export is a text-to-image model's."""
-    return flow_map.config["network"]["name"] in FAMILIES
+    return flow_map.config["network"]["name"] in KNOWN
 
 
 def refuse_options(args: Namespace) -> None:

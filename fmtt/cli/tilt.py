@@ -49,6 +49,7 @@ def run(args: Namespace) -> None:
     task.before_and_after(resampled, "after: tilted, resampled")
     _curves(task, result)
     history = result.history
+    print(said(result))
     task.out.finish(
         args,
         {
@@ -69,6 +70,21 @@ def run(args: Namespace) -> None:
             "history": {name: value for name, value in history._asdict().items() if name != "ancestors"},
         },
     )
+
+
+def said(result: TiltResult) -> str:
+    """ESS and ancestors in a line: weights can be even among particles that all descend from one."""
+    P = result.num_populations
+    ess, ancestors = (100 * result.ess).reshape(P).tolist(), result.distinct_ancestors.reshape(P).tolist()
+    each = f" in each of {P} populations" if P > 1 else ""
+    plural = "s" if max(ancestors) > 1 else ""
+    particles = f"{len(result.samples) // P} particles{each}"
+    return f"ESS {_span(ess)} % of {particles}, from {_span(ancestors)} distinct ancestor{plural}"
+
+
+def _span(values: list[float]) -> str:
+    low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _curves(task: Task, result: TiltResult) -> None:

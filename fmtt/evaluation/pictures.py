@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 CELL = 0.95
 """Side of one picture in inches."""
+ACROSS = 16
+"""Most pictures beside each other in blocks of them."""
 
 
 def _show(axis: Axes, rgb: Tensor, caption: str = "") -> None:
@@ -103,18 +105,20 @@ def particle_grids(
     columns: int = 8,
     values: tuple[float, float] = DEFAULT_RANGE,
 ) -> Figure:
-    """Blocks of captioned images side by side, such as particles before and after a tilt.
+    """Blocks of captioned images, such as particles before and after a tilt; side by side while they fit.
 
     Args:
-        groups: images (n, 1 or 3, H, W) by title.
+        groups: images (n, 1 or 3, H, W) by title, or by method.
         captions: one text per image, by the same titles; read times for clocks.
     """
     rows = max(-(-len(images) // columns) for images in groups.values())
+    abreast = min(len(groups), max(1, ACROSS // columns))
+    deep = -(-len(groups) // abreast)
     height = CELL * (1.22 if captions else 1.0)
-    with canvas(0.4 + CELL * columns * len(groups), 0.45 + height * rows) as figure:
-        blocks = figure.subfigures(1, len(groups), squeeze=False)[0]
-        for block, (title, images) in zip(blocks, groups.items(), strict=True):
-            block.suptitle(title, fontsize=11)
+    with canvas(0.4 + CELL * columns * abreast, (0.45 + height * rows) * deep) as figure:
+        blocks = [block for line in figure.subfigures(deep, abreast, squeeze=False) for block in line]
+        for block, (title, images) in zip(blocks, groups.items(), strict=False):  # the last row may have room
+            block.suptitle(label(title), fontsize=11)
             axes = panels(block, rows, columns)
             texts = captions.get(title, ()) if captions else ()
             for axis in axes[len(images) :]:

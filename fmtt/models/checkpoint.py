@@ -86,7 +86,8 @@ def load(
     """Load an export for inference: in eval mode, without gradients for the weights.
 
     Args:
-        path: an export's folder, or the name of a shipped export where there is no such folder.
+        path: an export's folder, or the name of a shipped export where there is no such folder; or the
+            folder of a text-to-image pipeline of diffusers, of which the transformer is loaded.
         dtype: of the weights; as stored if omitted.
 
     Returns:
@@ -100,6 +101,10 @@ def load(
         from fmtt.models.diffusers.export import load as load_diffusers
 
         return load_diffusers(folder, device, dtype)
+    if (folder / "model_index.json").is_file():  # a diffusers pipeline
+        from fmtt.models.diffusers.export import of_pipeline
+
+        return of_pipeline(folder, device, dtype)
     config = read_config(folder / CONFIG)
     flow_map = build(config, folder / CONFIG)
     weights = _read_weights(folder / WEIGHTS)

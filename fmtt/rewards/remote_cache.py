@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fmtt.errors import UserError
-from fmtt.files import make_writable, write_json
+from fmtt.files import check_writable, write_json
 
 
 def key_of(image: Tensor, *question: object) -> str:
@@ -38,7 +38,7 @@ class Cache:
         self.folder = Path(folder).expanduser() if folder else None
         self._known: dict[str, float] = {}
         if self.folder is not None:
-            make_writable(self.folder, "cache")
+            check_writable(self.folder, "cache")
 
     def get(self, key: str) -> float | None:
         """The score of a key, or None.

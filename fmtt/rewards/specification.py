@@ -1,7 +1,8 @@
 """Rewards written as text: ``clock:time=3:47,sharpness=40 + 0.5*symmetry:axis=vertical``.
 
 A part is ``[WEIGHT*]NAME[:key=value,...]``; parts are joined by a plus sign between spaces. A value may hold
-``:`` and ``=``; one that holds a comma or a plus sign between spaces stands in double quotes.
+``:`` and ``=``; one that holds a comma, or a plus sign between spaces or before a reward's name, stands in
+double quotes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ from fmtt.rewards import arguments
 from fmtt.rewards.composite import Composite
 from fmtt.rewards.table import REWARDS
 from fmtt.types import Reward
+
+FORM = "write NAME:key=value,... + 0.5*NAME:key=value,..."
+"""What a message ends with."""
+_NEXT = rf"\+\s*([\d.]+\s*\*\s*)?({'|'.join(REWARDS)})\s*(:|$)|\s\+$"
+"""A plus sign that lacks a space, and the reward after it."""
 
 
 class Term(NamedTuple):
@@ -91,12 +97,18 @@ def _term(part: str) -> Term:
     weight, text = _weight(part)
     name, _, rest = text.partition(":")
     name = name.strip()
+    if "+" in name:
+        raise _unspaced(part)
+    if not re.fullmatch(r"\w+", name):
+        raise UserError(f"reward {part!r} does not begin with a name; {FORM}; rewards: {', '.join(REWARDS)}")
     if name not in REWARDS:
         raise UserError(f"reward {name!r} is unknown; rewards: {', '.join(REWARDS)}{nearest(name, REWARDS)}")
     known = arguments.of(REWARDS[name])
     values: dict[str, Any] = {}
     for item in _split(rest, ",") if rest else []:
         key, equals, value = (piece.strip() for piece in item.partition("="))
+        if re.search(_NEXT, re.sub('"[^"]*"', "", item)):
+            raise _unspaced(part, "; a value that holds such a sign stands in double quotes")
         if not equals:
             raise UserError(
                 f"reward {text!r}: {item!r} is not key=value; write {name}:key=value,... and put a value "
@@ -119,10 +131,17 @@ def _weight(part: str) -> tuple[float, str]:
     try:
         return float(head), rest.strip()
     except ValueError:
+        if "+" in head:
+            raise _unspaced(part) from None
         raise UserError(
-            f"the weight of a reward must be a number, got {head!r} in {part!r}; "
-            "write 1*NAME + 0.5*NAME, with spaces around the plus sign"
+            f"the weight of a reward must be a number, got {head!r} in {part!r}; {FORM}"
         ) from None
+
+
+def _unspaced(part: str, besides: str = "") -> UserError:
+    return UserError(
+        f"reward {part!r}: a plus sign needs a space, and a reward, on both of its sides; {FORM}{besides}"
+    )
 
 
 def _split(text: str, separator: str) -> list[str]:

@@ -66,6 +66,12 @@ class TiltResult:
     base_law: str
     num_populations: int = 1
 
+    def __repr__(self) -> str:
+        samples = f"samples of shape {tuple(self.samples.shape)}"
+        numbers = {"log_z": self.log_z, "ess": self.ess, "distinct_ancestors": self.distinct_ancestors}
+        written = [f"{name}={_written(value)}" for name, value in numbers.items()]
+        return f"{type(self).__name__}({', '.join([samples, *written])})"
+
     @property
     def best(self) -> Tensor:
         """The sample of highest reward of each population, (P, *D)."""
@@ -191,6 +197,11 @@ class SearchResult:
     def mean_pairwise_distance(self) -> Tensor:
         """Mean root-mean-square difference per coordinate over pairs of samples, (P,); nan for N = 1."""
         return diversity.mean_pairwise_distance(self.samples, self.num_populations)
+
+
+def _written(values: Tensor) -> str:
+    shown = [f"{value:.4g}" for value in values.reshape(-1).tolist()]
+    return shown[0] if len(shown) == 1 else f"[{', '.join(shown)}]"
 
 
 def _best_rows(rewards: Tensor, num_populations: int) -> Tensor:

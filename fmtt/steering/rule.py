@@ -145,8 +145,11 @@ class Rule:
         return sum(n.value for n in self._needs) + 2 * pairs
 
 
-def check(rule: Rule) -> None:
+def check(rule: Rule, given: str | None = None) -> None:
     """Refuse combinations that have no right weights.
+
+    Args:
+        given: what was given to start from, "state" or "clean"; None for noise.
 
     Raises:
         UserError: naming the arguments and the remedy.
@@ -162,7 +165,7 @@ def check(rule: Rule) -> None:
     if rule.drifts_any and not rule.guides:
         raise UserError("chi moves along the reward's gradient: it needs a gradient other than 'none'")
     if rule.weights in ("exact", "paper"):
-        _check_continuous(rule, noisy)
+        _check_continuous(rule, noisy, given)
     if rule.weights == "paper":
         warnings.warn(
             "weights='paper' leaves out the look-ahead's error and is biased unless the flow map is exact; "
@@ -171,9 +174,14 @@ def check(rule: Rule) -> None:
         )
 
 
-def _check_continuous(rule: Rule, noisy: bool) -> None:
+def _check_continuous(rule: Rule, noisy: bool, given: str | None) -> None:
     """Refuse what only path weights can make up for."""
     under = f"under weights={rule.weights!r}: use weights='path'"
+    if given == "clean" and noisy and rule.plan.times[0] > 0:
+        # Noise and score keep a law only where it is the velocity's own at that time.
+        raise UserError(
+            f"samples noised to t={rule.plan.times[0]:g} do not have the velocity's own law there, {under}"
+        )
     if rule.drifts_any and rule.weights == "paper":
         raise UserError("chi with weights='paper' needs a Laplacian: use weights='exact' or 'path'")
     if rule.guidance != 1:
@@ -206,7 +214,7 @@ def base_law(rule: Rule, given: str | None, t_start: float) -> str:
     """The law that the run tilts, and how far its weights are exact for it.
 
     Args:
-        given: what was given to start from, "state" or "clean"; None for noise.
+        given: as for :func:`check`.
     """
     start = {
         None: "N(0, I) at t=0",
@@ -222,9 +230,12 @@ def base_law(rule: Rule, given: str | None, t_start: float) -> str:
     if rule.weights == "path":
         return f"Exact at any number of steps for {law}."
     if rule.weights == "exact":
+        noisy = any(rule.noisy(k) for k in range(rule.plan.num_steps))
+        drawn = " and the states are drawn from its law there" if given == "state" and noisy else ""
         return (
             f"Exact, as steps shrink, for the law at t=1 of the velocity's own flow started from {start}, "
-            "provided that the velocity is the exact one of its marginals; a mismatch is not corrected."
+            f"provided that the velocity is the exact one of its marginals{drawn}; "
+            "a mismatch is not corrected."
         )
     if rule.weights == "paper":
         return f"Biased by the look-ahead's error; right only for an exact flow map, started from {start}."

@@ -180,7 +180,8 @@ def tilt(
         start.num_populations,
         num_particles,
     )
-    rules.check(rule)
+    given = None if x_init is None else x_init_is
+    rules.check(rule, given)
     with ranks.together("counting reward calls"):
         setup.check_reward_calls(max_reward_calls, start, rule.reward_calls(num_probes) * num_particles)
 
@@ -212,7 +213,7 @@ def tilt(
         eve=ranks.gather(final.eve, total),
         history=history,
         cost=start.cost.over(ranks),
-        base_law=rules.base_law(rule, None if x_init is None else x_init_is, t_start),
+        base_law=rules.base_law(rule, given, t_start),
         num_populations=start.num_populations,
     )
 

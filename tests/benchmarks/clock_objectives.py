@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ import torch
 
 import fmtt
 from data.module import open_batches
+from fmtt.cli.same_folder import fingerprint
 from fmtt.errors import UserError
 from fmtt.files import atomic_write, make_writable, write_json
 from fmtt.flow.flow_map import NeuralFlowMap
@@ -35,6 +37,7 @@ from train.losses import times_of
 from train.losses.base import sample_path
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "clock" / "demo.yaml"
+TEACHER = "clock-teacher"
 SEEDS = (0, 1)
 TIMED = ("emd", "mean_flow")
 """The objectives of ``--runs times``: of those that no velocity at t enters, which at t = 1 is not known."""
@@ -103,7 +106,7 @@ def distil(config: Config, seconds: float) -> tuple[NeuralFlowMap, int]:
         optimizer.zero_grad()
         own = times_of(config.objective.weights(), at) or at
         module.weighting(out.per_sample, own).mean().backward()
-        torch.nn.utils.clip_grad_norm_(module.parameters(), config.optimizer.clip)
+        torch.nn.utils.clip_grad_norm_(module.parameters(), config.optimizer.clip or math.inf)
         optimizer.step()
         step += 1
         module.ema.update(student, step)
@@ -163,7 +166,7 @@ def run_one(name: str, overrides: Sequence[str], args: argparse.Namespace, judge
     folder = args.out / name.replace(" ", "-")
     config = load_config(CONFIG, [f"run_dir={folder}", *overrides, *args.override])
     asked = {"seconds": args.seconds, "trajectories": len(judge.truth), "gradients": args.gradients}
-    asked["config"] = to_yaml(config)
+    asked |= {"config": to_yaml(config), "teacher": fingerprint(config.teacher)}
     path = folder / "measured.json"
     if path.is_file():
         kept = json.loads(path.read_text())
@@ -210,8 +213,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         make_writable(args.out, "--out")
         for name in args.only or []:
             choose("--only", name, runs)
-        teacher = fmtt.load("clock-teacher")
-        judge = Judge(teacher, args.trajectories, args.gradients, args.out / "judge.safetensors")
+        teacher = fmtt.load(TEACHER)
+        kept = args.out / f"judge-{fingerprint(TEACHER)}.safetensors"
+        judge = Judge(teacher, args.trajectories, args.gradients, kept)
         # Where every student begins: the steps of its map are Euler steps of the teacher.
         found["untrained"] = {"training_steps": 0, **judge.measure(teacher)}
         for name, overrides in runs.items():

@@ -26,6 +26,7 @@ from fmtt.errors import UserError
 from fmtt.files import make_writable, write_json
 from fmtt.flow.flow_map import NeuralFlowMap
 from fmtt.rewards.clock_reward import ClockReward
+from fmtt.rewards.composite import parts_of
 from fmtt.types import VelocityField
 from tests.benchmarks import constraints, ess, question_figures
 from tests.benchmarks.advantage import LOOKAHEADS, Size, Task, returned, weighted
@@ -76,7 +77,7 @@ class Bench:
 
     def level(self, task: Task, size: Size, label: str, x: float) -> dict[str, Any]:
         """All cells of one reward."""
-        reward = repr(task.reward)
+        reward = " + ".join(map(repr, parts_of(task.reward, task.name).values()))
 
         def cell(name: str, asked: dict[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
             return kept(self.out / "cells", f"{task.name}-{name}", {"reward": reward, **asked}, work)

@@ -12,6 +12,7 @@ from fmtt.evaluation.ascent import reward_errors
 from fmtt.evaluation.lookahead import lookahead_errors
 from tests.benchmarks import clock_objectives
 from tests.benchmarks.clock_judge import MAP_STEPS, Judge, difference, rmse_ratio
+from train.build import build_module
 from train.config import load_config
 
 SMALL = ["--seconds", "0.2", "--trajectories", "6", "--gradients", "2", "--set", "batch_size=2"]
@@ -22,6 +23,23 @@ def test_every_run_has_a_configuration(tmp_path):
         for overrides in part.values():
             config = load_config(clock_objectives.CONFIG, [f"run_dir={tmp_path}", *overrides])
             assert overrides[0] == f"objective.name={config.objective.name}"
+
+
+def test_a_clip_of_zero_is_none(tmp_path):
+    points = [
+        "data.source=mixture",
+        "teacher=oracle:mixture",
+        "student.network=mlp",
+        "student.args={width: 8}",
+    ]
+    times = clock_objectives.times("uniform", 0.1)
+    overrides = [f"run_dir={tmp_path}", *points, *times, "objective.name=lmd", "optimizer.clip=0"]
+    config = load_config(clock_objectives.CONFIG, overrides)
+    fresh = build_module(config, "distill", (2,)).student.state_dict()
+    student, steps = clock_objectives.distil(config, 0.3)
+    assert steps > 0 and not torch.equal(
+        student.state_dict()["network.embed.weight"], fresh["network.embed.weight"]
+    )
 
 
 @pytest.mark.slow

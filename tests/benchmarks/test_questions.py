@@ -13,7 +13,8 @@ pytest.importorskip("lightning")
 import fmtt
 from fmtt.errors import UserError
 from fmtt.flow.oracle import Gaussian
-from fmtt.rewards import clock
+from fmtt.rewards import Composite, clock
+from fmtt.rewards.clock_reward import ClockReward
 from tests.benchmarks import advantage, constraints, ess, kept, map_quality, map_quality_report, questions
 
 TIME = clock.parse_time(constraints.TARGET)
@@ -109,6 +110,25 @@ def test_the_pilot_is_not_measured_and_agreement_is_that_of_ranks():
     agreed = ess.agreement([few, most])
     assert agreed["foretold_rank_correlation"] == pytest.approx(1.0) and agreed["points"] == 2
     assert agreed["foretold_mean_error"] == pytest.approx((math.exp(-1 / 4) + math.exp(-1 / 8) - 0.8) / 2)
+
+
+def test_cells_of_another_reward_are_not_taken_for_this_one(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        questions, "kept", lambda folder, name, given, work: asked.append((name, given)) or {}
+    )
+    bench = object.__new__(questions.Bench)
+    bench.out = tmp_path
+    for strength in (300.0, 200.0):
+        parts = {"time": ClockReward("3:47", 40.0), "hand": constraints.HandColour(strength)}
+        task = advantage.Task(
+            "two", Gaussian([0.5], 0.5), Gaussian([0.5], 0.5).velocity, Composite(parts), lambda x: {}
+        )
+        bench.level(task, advantage.Size(8, (64, 128)), "two", 2.0)
+    half = len(asked) // 2
+    assert half == 2 * len(questions.twins()) + len(advantage.LOOKAHEADS) == len(dict(asked))
+    for (name, first), (same, second) in zip(asked[:half], asked[half:], strict=True):
+        assert name == same and first != second and "sharpness=40" in first["reward"]
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):

@@ -51,6 +51,16 @@ def test_every_figure_draws_and_leaves_no_state():
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
 
 
+def test_many_blocks_of_pictures_stand_in_several_rows():
+    images = torch.rand(4, 3, 8, 8)
+    sizes = [
+        pictures.particle_grids(dict.fromkeys(map(str, range(blocks)), images), columns=4).get_size_inches()
+        for blocks in (4, 5, 14)
+    ]
+    assert len({width for width, _ in sizes}) == 1 and sizes[0][0] < 16
+    assert [round(height / sizes[0][1]) for _, height in sizes] == [1, 2, 4]
+
+
 def test_binomial_error_is_never_zero():
     assert figures.binomial_standard_error(0.0, 64) > 0
     assert figures.binomial_standard_error(0.5, 400) == pytest.approx(0.025, rel=0.01)

@@ -12,6 +12,7 @@ from fmtt.evaluation import distances, toys, toys_settings
 from fmtt.evaluation.toys import Column
 from fmtt.evaluation.toys_law import RingLaw
 from fmtt.evaluation.toys_settings import BumpReward, RingReward, Toy
+from fmtt.steering.tilt import tilt
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,7 @@ def test_the_table_is_the_flow_map(law, t):
 def test_the_table_is_the_identity_at_the_end_and_differentiable(law):
     x = draw(law, 1.0, 20)
     assert torch.allclose(law(x, 1.0, 1.0), x, atol=1e-12)
+    assert torch.allclose((law(x, 1 - 1e-8, 1.0) - x) / 1e-8, law.velocity(x, 1.0), rtol=0.01, atol=1e-3)
     x = draw(law, 0.5, 20).requires_grad_()
     t = torch.full((20,), 0.5, dtype=torch.float64, requires_grad=True)
     d_x, d_t = torch.autograd.grad(law(x, t, 1.0).sum(), (x, t))
@@ -106,6 +108,42 @@ def test_a_run_is_measured_against_the_truth(law):
     assert abs(floor.weighted.mmd.value) < 0.02 and floor.weighted.sw2.value < 0.5
 
 
+def test_a_run_is_what_the_toy_asks_for(law, monkeypatch):
+    asked, results = [], []
+
+    def noted(*given, **options):
+        asked.append([options[name] for name in ("noise", "resample", "ess_threshold")])
+        results.append(tilt(*given, **options))
+        return results[-1]
+
+    monkeypatch.setattr(toys, "tilt", noted)
+    toy = small(law, BumpReward())
+    row = toys.run(toy, "none", 4, particles=40, populations=3)
+    apart = toys.run(toy._replace(noise=2.0, threshold=0.0), "none", 4, particles=40, populations=3)
+    assert asked == [[0.5, "systematic", 0.5], [2.0, "none", 0.0]]
+    # In units of the reward's scale, by weight; what stands where it was left counts alike.
+    held = results[0]
+    assert row.weighted.reward.value == pytest.approx(float(held.expect(toy.reward).value.mean()) / 10)
+    assert row.standing.reward.value == pytest.approx(float(toy.reward(held.samples).mean()) / 10)
+    assert apart.standing.mmd.parts != apart.weighted.mmd.parts
+
+
+def test_the_settings_are_the_published_ones(monkeypatch):
+    """Noise and threshold of both; the rest is ours."""
+    monkeypatch.setattr(toys_settings, "RingLaw", lambda *given, **options: None)
+    ring, cycloid = toys_settings.ring.__wrapped__(), toys_settings.cycloid.__wrapped__()
+    assert (ring.noise, ring.threshold) == (3.0, 0.0) and (cycloid.noise, cycloid.threshold) == (0.1, 0.9)
+
+
+def test_the_error_of_a_root_mean_square():
+    """Half the relative error of the mean square, by hand."""
+    errors = torch.tensor([1.0, -2.0, 3.0, -4.0], dtype=torch.float64)  # squares 1, 4, 9, 16
+    found = toys._rms(errors)
+    assert found.value == pytest.approx(math.sqrt(7.5)) and found.parts == (1, 4, 9, 16)
+    deviation = math.sqrt((6.5**2 + 3.5**2 + 1.5**2 + 8.5**2) / 3)
+    assert found.standard_error / found.value == pytest.approx(deviation / 2 / 7.5 / 2)
+
+
 def test_distances_of_exact_draws_are_those_of_chance_alone(law):
     """A tenth as many draws are sqrt(10) as far off; a shift shows in full."""
     toy = small(law, RingReward())
@@ -120,6 +158,12 @@ def test_distances_of_exact_draws_are_those_of_chance_alone(law):
 
 def exact_column(values: list[float]) -> Column:
     return toys._mean(torch.tensor(values, dtype=torch.float64))
+
+
+def test_differences_in_standard_errors_by_hand():
+    a, b = exact_column([0.0, 2.0]), exact_column([4.0, 10.0])  # 1 ± 1 and 7 ± 3; differences 4 and 8
+    assert toys._paired(a, b) == pytest.approx(6 / 2)
+    assert toys._apart(a, b) == pytest.approx(6 / math.sqrt(10))
 
 
 @pytest.mark.parametrize(
@@ -139,10 +183,17 @@ def test_a_contest_is_decided_by_paired_differences(law, shift, outcome):
         c for c in toys.contests(toy, [better, other], exact) if (c.view, c.column) == ("weighted", "mmd")
     ]
     assert [c.outcome for c in found] == [outcome] and found[0].room > 4
+    assert not shift or (found[0].off < found[0].room) == (shift < 0)
     found = [
         c for c in toys.contests(toy, [better, other], other) if (c.view, c.column) == ("weighted", "mmd")
     ]
     assert [c.outcome for c in found] == ["level"]  # both are where exact draws are
+    far = exact_column([s + 1000 for s in spread])
+    other = other._replace(weighted=row.weighted._replace(mmd=far))
+    found = [
+        c for c in toys.contests(toy, [better, other], better) if (c.view, c.column) == ("weighted", "mmd")
+    ]
+    assert [c.outcome for c in found] == ["won"]  # the map alone is there
 
 
 def test_distances_of_samples():

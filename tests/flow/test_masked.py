@@ -40,6 +40,8 @@ def test_it_is_a_flow_map_of_its_own_velocity():
     own = known(oracle)
     masked, x = MaskedFlowMap(oracle, own), torch.randn(5, 2).double()
     torch.testing.assert_close(masked(x, 0.4, 0.4), x)
+    # A jump starts with what is known at its own start.
+    torch.testing.assert_close(masked(x, 0.2, 0.9), own.part(oracle(own.whole(x, 0.2), 0.2, 0.9)))
     h = 1e-5
     slope = (masked(x, 0.4, 0.4 + h) - masked(x, 0.4, 0.4 - h)) / (2 * h)
     torch.testing.assert_close(slope, masked.velocity(x, 0.4), rtol=1e-6, atol=1e-6)
@@ -81,3 +83,38 @@ def test_replacement_is_not_the_law_given_the_rest():
         x = x + masked.velocity(x, k / 100) / 100
     conditional = 0.3 + 0.8 * (1.5 + 0.2)
     assert abs(float(x[:, 0].mean()) - conditional) > 10 * float(x[:, 0].std()) / math.sqrt(N)
+
+
+def test_of_correlated_coordinates_path_weights_tilt_a_law_and_exact_ones_none():
+    """The score that exact weights take from the velocity is not that of these marginals. All is Gaussian."""
+    oracle, n = correlated(), 8000
+    far = Known(oracle.interpolant, torch.tensor([9.0, 4.0, 9.0]).double(), NOISE, MASK)
+    masked = MaskedFlowMap(oracle, far)
+
+    def tilted(weights: str, strength: float) -> fmtt.TiltResult:
+        return fmtt.tilt(
+            masked,
+            lambda x, cond=None: strength * x[:, 0],
+            num_particles=n,
+            num_steps=50,
+            weights=weights,
+            dtype=torch.float64,
+            generator=torch.Generator().manual_seed(int(strength)),
+        )
+
+    def log_z(x: Tensor) -> tuple[float, float]:
+        """log E[e^x] of draws (n,) of a Gaussian, and its standard error."""
+        variance = float(x.var())
+        return float(x.mean()) + variance / 2, math.sqrt((variance + variance**2 / 2) / n)
+
+    ode = torch.randn(n, 2, generator=torch.Generator().manual_seed(2)).double()
+    for k in range(200):
+        ode = ode + masked.velocity(ode, (k + 0.5) / 200) / 200
+    laws = {"sde": log_z(tilted("path", 0.0).samples[:, 0]), "ode": log_z(ode[:, 0])}
+    found = {weights: float(tilted(weights, 1.0).log_z) for weights in ("path", "exact")}
+    off = {
+        (weights, law): abs(value - truth) / math.hypot(error, math.sqrt(math.e / n))
+        for weights, value in found.items()
+        for law, (truth, error) in laws.items()
+    }
+    assert off["path", "sde"] < 4 < min(off["exact", "sde"], off["exact", "ode"]), (found, laws)

@@ -82,6 +82,11 @@ def test_a_quoted_value_may_hold_separators(toy):
     assert isinstance(reward, Composite) and list(reward.weights.values()) == [1.0, 2.0]
 
 
+@pytest.mark.parametrize("question", ["C++", "2+2", "a+clocks", "a +clock tower", '"red+clock"'])
+def test_a_plus_sign_that_joins_no_rewards_is_a_value(question: str, toy):
+    assert toy(f"toy:question={question}")["question"] == question.strip('"')
+
+
 def test_a_caller_offers_what_a_specification_does_not_set(toy):
     assert toy("toy", value_range=(-0.5, 0.5), device="cpu")["value_range"] == (-0.5, 0.5)
     assert toy("toy:value_range=0:1", value_range=(-0.5, 0.5))["value_range"] == (0.0, 1.0)
@@ -110,7 +115,10 @@ def test_a_function_may_make_a_reward(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("", "unknown; rewards: clock"),
+        ("", "does not begin with a name; write NAME:key=value,... + 0.5*NAME:key=value,...; rewards: clock"),
+        ("clock time=3:47", "'clock time=3:47' does not begin with a name"),
+        ("clock,sharpness=3", "'clock,sharpness=3' does not begin with a name"),
+        ("2*", "'2*' does not begin with a name"),
         ("clok:time=3:47", "did you mean 'clock'"),
         ("clock:tme=3:47", "no key 'tme'; keys: time, sharpness"),
         ("clock:tme=3:47", "did you mean 'time'?"),
@@ -122,10 +130,18 @@ def test_a_function_may_make_a_reward(monkeypatch: pytest.MonkeyPatch):
         ("clock:sharpness=0", "sharpness must be positive"),
         ("clock:sharpness=1,sharpness=2", "given twice"),
         ("clock + clock", "'clock' is given twice; add the weights"),
-        ("clock + ", "reward '' is unknown"),
+        ("clock + ", "reward '' does not begin with a name"),
         ("clock + clok", "did you mean 'clock'"),
         ("half*clock", "the weight of a reward must be a number, got 'half'"),
-        ("clock+0.5*symmetry", "with spaces around the plus sign"),
+        ("clock*2", "must be a number, got 'clock' in 'clock*2'; write NAME:key=value,... + 0.5*NAME:"),
+        ("clock+symmetry", "reward 'clock+symmetry': a plus sign needs a space, and a reward, on both"),
+        ("clock+0.5*symmetry", "a plus sign needs a space"),
+        ("2*clock +symmetry", "a plus sign needs a space"),
+        ("clock +", "a plus sign needs a space, and a reward, on both of its sides; write NAME:"),
+        ("+ clock", "a plus sign needs a space"),
+        ("clock:time=3:47 +", "a plus sign needs a space"),
+        ("clock:time=3:47+2*symmetry:axis=vertical", "a plus sign needs a space"),
+        ("toy:question=red+clock", "a value that holds such a sign stands in double quotes"),
         ("0*clock", "finite and not 0"),
         ("nan*clock", "finite and not 0"),
         ('toy:question="open', "a double quote is not closed"),

@@ -124,10 +124,13 @@ def test_encode_takes_some_of_its_parts_again(submitted) -> None:
     for index, tasks in ((3, (3,)), (10, range(0, 11, 2)), (1, (1, 2))):
         with pytest.raises(AssertionError, match="set PARTS"):
             part(index, *tasks)
+    with pytest.raises(AssertionError, match="PARTS=5 must be a multiple of the 2 tasks"):
+        part(1, 0, 1, PARTS="5")  # nobody would take the fifth
 
 
 def test_a_sweep_reads_its_grid_in_the_container(submitted, tmp_path: Path) -> None:
-    submitted("sweep.sbatch", "GRID", "OUT", "distill", "CONFIG", FMTT_CONTAINER="container", **array(2, 2))
+    words = ("sweep.sbatch", "GRID", "OUT", "distill", "CONFIG")
+    assert "run_dir=OUT/002" in submitted(*words, FMTT_CONTAINER="container", **array(2, 2))
     contained = (tmp_path / "contained").read_text().splitlines()
     assert [line.split()[1:4] for line in contained] == [
         ["-m", "train.sweep", "GRID"],

@@ -112,3 +112,11 @@ def test_plot_writes_a_figure(tmp_path: Path) -> None:
 def test_distinct_ancestors() -> None:
     result = run(num_populations=2, ess_threshold=1.0)
     assert result.distinct_ancestors.tolist() == [len(e.unique()) for e in result.eve.reshape(2, -1)]
+
+
+def test_the_ancestors_are_told_beside_the_ess() -> None:
+    one, two = run(num_particles=9), run(num_particles=9, num_populations=2)
+    lone = replace(one, eve=torch.zeros_like(one.eve), ess=torch.tensor(0.75))
+    assert repr(lone).startswith("TiltResult(samples of shape (9, 1), log_z=")
+    assert repr(lone).endswith(", ess=0.75, distinct_ancestors=1)")
+    assert repr(two).endswith(f"distinct_ancestors={two.distinct_ancestors.tolist()})")

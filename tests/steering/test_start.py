@@ -70,3 +70,24 @@ def test_editing_noises_each_particle_of_a_clean_sample() -> None:
     assert abs(a.value - b.value) < 4 * (a.standard_error**2 + b.standard_error**2).sqrt()
     assert "samples noised by the interpolant to t=0.6" in edited.base_law
     assert "given states at t=0.6" in noised.base_law
+
+
+def test_exact_weights_of_an_edit_are_refused_for_they_are_biased(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noised samples do not have the velocity's own law; without noise there is no score to get wrong."""
+    flow, clean = Gaussian([0.5], 0.3), torch.full((1, 1), 2.0, dtype=torch.float64)
+
+    def reward(x: torch.Tensor, cond: Any = None) -> torch.Tensor:
+        return 2.0 * x[:, 0]
+
+    options = {"x_init": clean, "x_init_is": "clean", "t_start": 0.5}
+    small = {**options, "num_particles": 4, "num_steps": 2}
+    for weights in ("exact", "paper"):
+        with pytest.raises(UserError, match=r"noised to t=0.5 .* use weights='path'"):
+            tilt(flow, reward, weights=weights, **small)
+    tilt(flow, reward, weights="exact", noise=0.0, **small)
+    tilt(flow, reward, weights="exact", **{**small, "t_start": 0.0})
+    # What is refused is indeed biased: the tilt of the unguided SDE's own law, by path weights, differs.
+    monkeypatch.setattr("fmtt.steering.rule._check_continuous", lambda *_: None)
+    options |= {"num_particles": 500, "num_steps": 100, "num_populations": 16}
+    exact, path = (tilt(flow, reward, weights=w, **options).log_z for w in ("exact", "path"))
+    assert (exact.mean() - path.mean()).abs() > 4 * ((exact.var() + path.var()) / 16).sqrt()

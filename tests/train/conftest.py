@@ -13,6 +13,7 @@ from fmtt.flow.flow_map import NeuralFlowMap
 from fmtt.flow.interpolant import Linear
 from fmtt.models import checkpoint
 from train.config import Config, load_config
+from train.module import FlowMapModule
 
 PRETRAIN = """\
 seed: 3
@@ -79,3 +80,20 @@ def toy(pretrain_yaml: Path, tmp_path: Path, teacher: Path) -> Callable[..., Con
         return load_config(pretrain_yaml, [*own, *overrides])
 
     return make
+
+
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch):
+    """``stop_at(step, action)`` calls ``action`` when that training step begins, once."""
+    original = FlowMapModule.training_step
+
+    def install(step: int, action: Callable[[], None]) -> None:
+        def training_step(self, batch, batch_idx):
+            if self.global_step == step:
+                monkeypatch.setattr(FlowMapModule, "training_step", original)
+                action()
+            return original(self, batch, batch_idx)
+
+        monkeypatch.setattr(FlowMapModule, "training_step", training_step)
+
+    return install

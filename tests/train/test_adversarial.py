@@ -1,4 +1,4 @@
-"""Adversarial fine-tuning: what joins the loss, whose steps are counted, how a run continues."""
+"""Adversarial fine-tuning: when it takes part, whose steps are counted, how a run continues."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 import fmtt
 from data.procedural import procedural
 from fmtt.errors import UserError
 from fmtt.evaluation.distances import directions, sliced_wasserstein
-from train.adversarial import LARGEST_RATIO, Adversarial, gradient_ratio, last_layer
+from train.adversarial import Adversarial
 from train.build import build_module
 from train.checkpoints import checkpoints, read_checkpoint
 from train.config import Config
@@ -23,8 +22,6 @@ from train.config_adversarial import AdversarialConfig
 from train.discriminator import Discriminator
 from train.export import export_run
 from train.losses import PathSample, Times
-from train.losses.base import sample_path
-from train.losses.relativistic import of_student
 from train.optimizer import learning_rate_factor
 from train.run import train
 
@@ -55,25 +52,6 @@ def differ(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return [k for k, v in one.items() if not torch.equal(torch.as_tensor(v), torch.as_tensor(other[k]))]
 
 
-def a_batch(n: int, generator: torch.Generator) -> tuple[PathSample, Times]:
-    x_1 = procedural("mixture").batch(torch.arange(n), 0).x
-    s = 0.9 * torch.rand(n, generator=generator)
-    times = Times(s, (1 + s) / 2, torch.ones(n))
-    path = sample_path(fmtt.Linear(), torch.randn(n, 2, generator=generator), x_1, s)
-    return path, times
-
-
-def test_the_ratio_of_gradients():
-    weight = nn.Parameter(torch.tensor([3.0, 4.0]))
-    objective, adversarial = weight.square().sum(), 0.1 * weight.sum()
-    ratio = gradient_ratio(objective, adversarial, weight)
-    # |(6, 8)| / |(0.1, 0.1)|
-    assert float(ratio) == pytest.approx(10 / (0.1 * 2**0.5)) and not ratio.requires_grad
-    assert float(gradient_ratio(objective, 0 * weight.sum(), weight)) == LARGEST_RATIO
-    (objective + adversarial).backward()  # the graphs are there still, and no gradient has been left before
-    torch.testing.assert_close(weight.grad, torch.tensor([6.1, 8.1]))
-
-
 def test_the_weight_grows_from_the_start_step():
     config = AdversarialConfig(weight=0.8, start_step=5, warmup=3)
     adversarial = Adversarial(Discriminator((2,), "mlp", {"width": 4}), config)
@@ -81,51 +59,6 @@ def test_the_weight_grows_from_the_start_step():
     assert [adversarial.weight(step) for step in (5, 6, 7, 8, 9)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8])
     plain = Adversarial(adversarial.discriminator, AdversarialConfig(weight=0.8))
     assert plain.weight(0) == 0.8
-
-
-def test_both_losses_reach_their_own_weights_alone(toy, generator):
-    """The student's gradient is that of objective + weight ratio verdict; the discriminator's its loss's."""
-    config = toy(*ON, "adversarial.from_noise=0.3", distill="lmd")
-    module = build_module(config, "distill", (2,))
-    student, adversarial = module.student, module.adversarial
-    assert adversarial is not None and student.training
-    for parameter in student.parameters():  # a fresh second time embedding has no gradient
-        nn.init.normal_(parameter, std=0.2)
-    path, times = a_batch(32, generator)
-    objective = student(path.x_s, times.s, times.t).square().mean()
-    total, logs = adversarial(objective, student, path, times, None, torch.Generator().manual_seed(1), 0)
-    weights = list(student.parameters())
-    judge = dict(adversarial.discriminator.named_parameters())
-    left = {name: p.grad.clone() for name, p in judge.items() if p.grad is not None}
-    assert left.keys() == judge.keys() and all(p.requires_grad for p in judge.values())
-    gradients = torch.autograd.grad(total, weights, allow_unused=True)
-    for name, parameter in judge.items():  # what the student minimises is nothing to the discriminator
-        assert parameter.grad is not None and torch.equal(left[name], parameter.grad)
-
-    again = torch.Generator().manual_seed(1)
-    fake = adversarial.samples(student, path, times, None, again)
-    verdict = of_student(adversarial.discriminator(path.x_1), adversarial.discriminator(fake)).mean()
-    objective = student(path.x_s, times.s, times.t).square().mean()
-    matrix = last_layer(student)
-    assert matrix is student.network.get_submodule("final").weight
-    norms = [torch.autograd.grad(v, matrix, retain_graph=True)[0].norm() for v in (objective, verdict)]
-    scale = 0.5 * norms[0] / norms[1]
-    assert float(logs["adversarial/ratio"]) == pytest.approx(float(norms[0] / norms[1]), rel=1e-5)
-    expected = torch.autograd.grad(objective + scale.detach() * verdict, weights, allow_unused=True)
-    for one, other in zip(gradients, expected, strict=True):
-        assert one is None if other is None else torch.allclose(one, other, atol=1e-7, rtol=1e-4)
-
-
-def test_samples_start_from_noise_or_from_the_path(toy, generator):
-    module = build_module(toy(*ON, "adversarial.from_noise=0.25", distill="lmd"), "distill", (2,))
-    assert module.adversarial is not None
-    path, times = a_batch(4000, generator)
-    found = module.adversarial.samples(module.student, path, times, None, generator)
-    from_noise = module.student(path.x_0, 0.0, torch.ones(4000))
-    from_path = module.student(path.x_s, times.s, torch.ones(4000))
-    first = (found - from_noise).abs().amax(1) < 1e-5
-    assert ((found - from_path).abs().amax(1) < 1e-5)[~first].all()
-    assert float(first.float().mean()) == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 4000) ** 0.5)
 
 
 def test_a_run_counts_the_student_s_steps_and_continues_exactly(toy, monkeypatch):
@@ -169,7 +102,7 @@ def test_a_run_counts_the_student_s_steps_and_continues_exactly(toy, monkeypatch
 
 def test_without_it_nothing_changes(toy):
     """Bit for bit: also where it would begin later than the run ends."""
-    fixed = ("evaluate.num_samples=0", "evaluate.grid_samples=0", "max_steps=3")
+    fixed = ("evaluate.num_samples=0", "evaluate.grid_samples=0", "max_steps=3", "weighting.learned=true")
     plain, later = (
         toy(*fixed, distill="lsd"),
         toy(*fixed, *ON, "adversarial.start_step=3", distill="lsd", run="b"),

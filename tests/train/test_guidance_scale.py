@@ -113,6 +113,15 @@ def test_scales_outside_the_training_are_refused(distilled, tmp_path, capsys):
     assert run("sample", export, "--guidance-scale", "6", "--out", tmp_path / "out") == 0
 
 
+def test_a_teacher_that_was_not_trained_for_the_scale_is_refused(distilled, clock_teacher, tmp_path, capsys):
+    teacher = ("--teacher", distilled("[2, 6]"), "--num-samples", "2", "--out", tmp_path / "out")
+    capsys.readouterr()
+    assert run("evaluate", clock_teacher, *teacher) == 2
+    error = capsys.readouterr().err
+    assert "is trained for --guidance-scale from 2 to 6, without the option it is 1" in error
+    assert "error: --teacher " in error and error.count("\n") == 1
+
+
 def test_an_export_without_that_input_refuses_a_scale(clock_teacher, tmp_path, capsys):
     for command in (("sample",), ("tilt", "--reward", REWARD), ("compare", "--reward", REWARD)):
         name, *more = command

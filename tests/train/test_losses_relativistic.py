@@ -107,3 +107,11 @@ def test_a_new_discriminator_sees_its_input(generator):
         x = torch.randn(6, *shape, generator=generator)
         logits = Discriminator(shape, kind, args)(x, None)
         assert logits.shape == (6,) and float(logits.detach().std()) > 1e-3
+
+
+def test_a_discriminator_takes_its_input_for_clean(generator):
+    judge, ones = Discriminator((2,), "mlp", {"width": 8, "depth": 1}), torch.ones(6)
+    x = torch.randn(6, 2, generator=generator)
+    assert torch.equal(judge(x), judge.head(judge.network(x, ones, ones, None)).squeeze(1))
+    for s, t in ((0 * ones, ones), (ones, 0 * ones)):
+        assert not torch.allclose(judge(x), judge.head(judge.network(x, s, t, None)).squeeze(1))

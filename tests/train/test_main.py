@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from train.__main__ import main
+from train.checkpoints import newest_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -72,7 +73,7 @@ def test_a_run_and_its_export(pretrain_yaml, tmp_path, capsys):
 
 
 def test_ctrl_c(pretrain_yaml, tmp_path):
-    """In a process of its own: status 1, one line, and the run can go on."""
+    """In a process of its own: the step ends with a checkpoint, status 130, and how to go on."""
     run_dir = tmp_path / "run"
     arguments = ["pretrain", str(pretrain_yaml), f"run_dir={run_dir}", "evaluate.every_steps=1000000"]
     process = subprocess.Popen(
@@ -89,9 +90,21 @@ def test_ctrl_c(pretrain_yaml, tmp_path):
             assert process.poll() is None, process.stderr and process.stderr.read()
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
+        output, error = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 1
-    assert error.strip().splitlines() == ["interrupted; the same command continues"]
-    assert list(run_dir.glob("checkpoints/step-*.ckpt"))
+    assert process.returncode == 130
+    assert error.strip() == "stopping after this step; Ctrl-C again stops at once"
+    line = output.splitlines()[-1]
+    step = int(line.removeprefix(f"{run_dir}: stopped by Ctrl-C after step ").split(";")[0])
+    assert line.endswith("; the same command continues")
+    assert newest_checkpoint(run_dir / "checkpoints") == (step, run_dir / f"checkpoints/step-{step:08d}.ckpt")
+
+
+def test_ctrl_c_before_training(pretrain_yaml, tmp_path, capsys, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train.run.train", interrupted)
+    assert main(["pretrain", str(pretrain_yaml), f"run_dir={tmp_path / 'run'}"]) == 130
+    assert capsys.readouterr().err == "interrupted; the same command continues\n"

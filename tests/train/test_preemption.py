@@ -67,6 +67,33 @@ def test_forked_workers_end_on_sigterm_only():
     assert os.WTERMSIG(status) == signal.SIGTERM and request.signal is None
 
 
+def test_a_second_ctrl_c_ends_the_process_at_once():
+    child = os.fork()
+    if child == 0:
+        with listening() as request:
+            request.listen_to_ctrl_c()
+            os.kill(os.getpid(), signal.SIGINT)
+            if request.signal is signal.SIGINT:
+                os.kill(os.getpid(), signal.SIGINT)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGINT
+
+
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+def test_ctrl_c_is_given_back_and_stays_ignored_where_it_is(handler):
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with listening() as request:
+            assert signal.getsignal(signal.SIGINT) is handler
+            request.listen_to_ctrl_c()
+            os.kill(os.getpid(), signal.SIGINT)
+            assert request.signal is (None if handler is signal.SIG_IGN else signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_processes_started_while_signals_are_held_outlive_them():
     with listening() as request:
         with signals_held():
@@ -74,7 +101,7 @@ def test_processes_started_while_signals_are_held_outlive_them():
             os.kill(os.getpid(), signal.SIGUSR1)
             assert request.signal is None
         assert request.signal is signal.SIGUSR1
-        for number in SIGNALS:
+        for number in (*SIGNALS, signal.SIGINT):
             child.send_signal(number)
         time.sleep(0.1)
         child.communicate(b"\n")
@@ -117,8 +144,8 @@ def test_without_scontrol_the_batch_script_does_it(scontrol, monkeypatch, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("to_rank", [0, 1])
-def test_two_processes_stop_together_whichever_is_asked(to_rank, root, pretrain_yaml, tmp_path):
+@pytest.mark.parametrize("sent, to_rank", [(signal.SIGUSR1, 0), (signal.SIGUSR1, 1), (signal.SIGINT, 1)])
+def test_two_processes_stop_together_whichever_is_asked(sent, to_rank, root, pretrain_yaml, tmp_path):
     folder = tmp_path / "run/checkpoints"
     settings = (
         "trainer.devices=2",
@@ -140,12 +167,13 @@ def test_two_processes_stop_together_whichever_is_asked(to_rank, root, pretrain_
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
         (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill((process.pid, int(child))[to_rank], signal.SIGUSR1)
+        os.kill((process.pid, int(child))[to_rank], sent)
         output, _ = process.communicate(timeout=120)
     finally:
         process.kill()
-    # The rank that speaks for all names the signal it got, or SIGTERM for another's.
-    number = (signal.SIGUSR1, signal.SIGTERM)[to_rank]
+    # The rank that speaks for all names the signal it got, or SIGTERM for another's; of Ctrl-C all know.
+    number = (sent, signal.SIGINT if sent == signal.SIGINT else signal.SIGTERM)[to_rank]
+    name = "Ctrl-C" if sent == signal.SIGINT else number.name
     assert process.returncode == 128 + number
-    step = int(output.split(f"stopped by {number.name} after step ")[1].split(";")[0])
+    step = int(output.split(f"stopped by {name} after step ")[1].split(";")[0])
     assert newest_checkpoint(folder) == (step, folder / f"step-{step:08d}.ckpt")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
 import sys
 from pathlib import Path
@@ -44,23 +43,6 @@ def assert_same(one: Config, other: Config) -> None:
 def rows(config: Config) -> list[dict[str, str]]:
     with open(Path(config.run_dir) / "metrics.csv", newline="") as file:
         return list(csv.DictReader(file))
-
-
-@pytest.fixture
-def stop_at(monkeypatch):
-    """``stop_at(step, action)`` calls ``action`` when that training step begins, once."""
-    original = FlowMapModule.training_step
-
-    def install(step: int, action) -> None:
-        def training_step(self, batch, batch_idx):
-            if self.global_step == step:
-                monkeypatch.setattr(FlowMapModule, "training_step", original)
-                action()
-            return original(self, batch, batch_idx)
-
-        monkeypatch.setattr(FlowMapModule, "training_step", training_step)
-
-    return install
 
 
 def fail() -> None:
@@ -253,15 +235,6 @@ def test_what_is_not_finite_stops_the_run(where, toy, stop_at):
     assert_same(config, good)
 
 
-def test_terminated(toy, stop_at):
-    stop_at(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(SystemExit) as caught:
-        train(toy(), "pretrain")
-    assert caught.value.code == 143
-    train(toy(), "pretrain")
-    assert last(toy())["global_step"] == 6
-
-
 def test_wandb_offline(toy):
     for steps in (2, 4):
         run_dir = train(toy(f"max_steps={steps}", "log.wandb=true"), "pretrain")
@@ -286,3 +259,4 @@ def test_class_conditional(source, classes, says, toy):
     else:
         with pytest.raises(UserError, match=says):
             train(config, "pretrain")
+        assert not Path(config.run_dir).exists()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fmtt.flow.calculus import average_velocity_eulerian, eulerian_derivative
+from fmtt.flow.calculus import average_velocity, average_velocity_eulerian, eulerian_derivative
 from fmtt.tensor import expand_like
 from fmtt.types import Cond, FlowMap, VelocityField
 from train.losses.base import LossOutput, PathSample, Times, mean_square
+from train.losses.constant import with_constant
 
 
 def esd(
@@ -30,8 +31,12 @@ def along_velocity(
 ) -> LossOutput:
     """|u_{s,t} - sg[v + (t - s) (d/ds u_{s,t} + grad u_{s,t} . v)]|^2, v (B, *D) a velocity at x_s."""
     s, _, t = times
-    u, d_u = average_velocity_eulerian(student, path.x_s, s, t, velocity, cond)
-    tangent = expand_like(t - s, u) * d_u.detach()
+    u, d_u = with_constant(
+        student,
+        lambda: average_velocity_eulerian(student, path.x_s, s, t, velocity, cond),
+        lambda: average_velocity(student, path.x_s, s, t, cond)[0],
+    )
+    tangent = expand_like(t - s, u) * d_u
     return LossOutput(mean_square(u - velocity - tangent), {"tangent_norm": mean_square(tangent).mean()})
 
 

@@ -8,6 +8,7 @@ from fmtt.flow.calculus import average_velocity, partial_t
 from fmtt.tensor import expand_like
 from fmtt.types import Cond, FlowMap, VelocityField
 from train.losses.base import LossOutput, PathSample, Times, mean_square
+from train.losses.constant import with_constant
 
 
 def lsd(
@@ -27,11 +28,13 @@ def lmd(
 
     Lagrangian map distillation (arXiv 2406.07507) in its stop-gradient form.
     """
-    s, t = times.s, times.t
-    u, d_u = average_velocity(student, path.x_s, s, t, cond, derivative=True)
-    interval = expand_like(t - s, u)
+    x, s, t = path.x_s, times.s, times.t
+    u, d_u = with_constant(
+        student,
+        lambda: average_velocity(student, x, s, t, cond, derivative=True),
+        lambda: average_velocity(student, x, s, t, cond)[0],
+    )
+    tangent = expand_like(t - s, u) * d_u
     with torch.no_grad():
-        landed = path.x_s + interval * u.detach()
-        target = teacher(landed, t, cond) - interval * d_u.detach()
-    tangent = (interval * d_u.detach()).square().mean()
-    return LossOutput(mean_square(u - target), {"tangent_norm": tangent})
+        target = teacher(x + expand_like(t - s, u) * u, t, cond) - tangent
+    return LossOutput(mean_square(u - target), {"tangent_norm": tangent.square().mean()})

@@ -16,13 +16,16 @@ UNIT_LABELS = {
     "reward_calls": "reward calls per run",
     "seconds": "seconds per run, in a batch of runs",
 }
+ROOM = 0.03
+"""Beyond the ends of an axis of rates, so that a marker at an end is seen whole."""
 
 
-def pareto(rows: Sequence[Row], unit: str, scores: Mapping[str, str]) -> Figure:
+def pareto(rows: Sequence[Row], unit: str, scores: Mapping[str, str], rates: Sequence[str] = ()) -> Figure:
     """Score against what was really spent, a panel per score, a line per method.
 
     Args:
         scores: axis labels by the name of a Row's attribute, each with its ``_se``.
+        rates: those of the scores that lie in [0, 1]; so do their axes.
     """
     methods = list(dict.fromkeys(r.method for r in rows))
     with canvas(5.6 * len(scores) + 2.2, 4.4) as figure:
@@ -36,6 +39,9 @@ def pareto(rows: Sequence[Row], unit: str, scores: Mapping[str, str]) -> Figure:
             axis.set_xscale("log", base=2)
             axis.xaxis.set_major_formatter(lambda x, _: f"{x:.4g}")
             axis.set(xlabel=UNIT_LABELS[unit], ylabel=text)
+            if name in rates:
+                low, high = axis.get_ylim()
+                axis.set_ylim(max(low, -ROOM), min(high, 1 + ROOM))
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper")
     return figure

@@ -27,6 +27,7 @@ def report(
     *,
     unit: str,
     judge: str | None,
+    judge_is_rate: bool = False,
     base_restoration: float,
     missing: Sequence[str],
     pictures: Sequence[tuple[str, bytes]] = (),
@@ -34,12 +35,12 @@ def report(
     """(the page, the Pareto figure as PNG).
 
     Args:
-        judge: what the judge measures; None without one.
+        judge: what the judge measures; None without one. judge_is_rate: whether that is a share of runs.
         missing: methods left out and budgets that were too small, in words.
         pictures: captions and PNGs of samples.
     """
     scores = {"reward": "optimised reward"} | ({"judge": judge} if judge else {})
-    pareto = png(figures.pareto(rows, unit, scores))
+    pareto = png(figures.pareto(rows, unit, scores, ("judge",) if judge_is_rate else ()))
     page = Report(title, INTRO.format(runs=max(r.runs for r in rows), unit=figures.UNIT_LABELS[unit]))
     page.section("Score against cost").figure(
         pareto, "Score against the cost that was really spent, ± one standard error"

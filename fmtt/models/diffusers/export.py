@@ -22,9 +22,10 @@ from fmtt.files import atomic_folder
 from fmtt.flow.flow_map import NeuralFlowMap
 from fmtt.flow.interpolant import Linear
 from fmtt.models.config import FORMAT
-from fmtt.models.diffusers.adapters import is_adapter
-from fmtt.models.diffusers.family import LatentTransformer
-from fmtt.models.diffusers.pretrained import FAMILIES, library, load_flow_map, one_line
+from fmtt.models.diffusers.adapters import adapter_layers, is_adapter
+from fmtt.models.diffusers.family import FEW_STEP, LatentTransformer
+from fmtt.models.diffusers.pretrained import KNOWN, library, load_flow_map
+from fmtt.models.diffusers.refusals import one_line
 from fmtt.models.diffusers.student import Lora, add_lora, network_of
 
 CONFIG, TRAINED, CARD, TRANSFORMER = "config.json", "trained.safetensors", "README.md", "transformer"
@@ -71,26 +72,8 @@ def save(
             "lora must be what the student was made with" if network.adapters else "lora: no adapters"
         )
     own_transformer = lora is None if own_transformer is None else own_transformer
-    args = {
-        "pretrained": pretrained,
-        "second_time": network.second_time_name,
-        "own_guidance": network.own_guidance is not None,
-        "guidance": network.guidance,
-        "few_step": network.few_step,
-        "lora": None if lora is None else {**lora._asdict(), "targets": list(lora.targets)},
-        "own_transformer": own_transformer,
-    }
-    config = {
-        "format": FORMAT,
-        "kind": kind,
-        "network": {"name": network.names.family, "args": args},
-        "interpolant": flow_map.interpolant.name,
-        "prediction": flow_map.prediction,
-        "data_shape": list(flow_map.data_shape),
-        "bidirectional": flow_map.bidirectional,
-        "trained": dict(trained or {}),
-        "metrics": dict(metrics or {}),
-    }
+    config = _described(flow_map, pretrained, lora, own_transformer, kind)
+    config |= {"trained": dict(trained or {}), "metrics": dict(metrics or {})}
     if path.exists() and not (path / TRAINED).is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"{path} exists and is not an export: choose another folder")
     weights = {name: value.detach().cpu().contiguous() for name, value in trained_tensors(network).items()}
@@ -102,6 +85,33 @@ def save(
         shutil.copymode(new / CONFIG, new / TRAINED)  # safetensors makes its files private
         if own_transformer:
             network.transformer.save_pretrained(new / TRANSFORMER, safe_serialization=True)
+
+
+def _described(
+    flow_map: NeuralFlowMap, pretrained: str, lora: Lora | None, own_transformer: bool, kind: str
+) -> dict[str, Any]:
+    """What config.json says of a flow map, with ``trained`` and ``metrics`` empty."""
+    network = network_of(flow_map)
+    args = {
+        "pretrained": pretrained,
+        "second_time": network.second_time_name,
+        "own_guidance": network.own_guidance is not None,
+        "guidance": network.guidance,
+        "few_step": network.few_step,
+        "lora": None if lora is None else {**lora._asdict(), "targets": list(lora.targets)},
+        "own_transformer": own_transformer,
+    }
+    return {
+        "format": FORMAT,
+        "kind": kind,
+        "network": {"name": network.names.family, "args": args},
+        "interpolant": flow_map.interpolant.name,
+        "prediction": flow_map.prediction,
+        "data_shape": list(flow_map.data_shape),
+        "bidirectional": flow_map.bidirectional,
+        "trained": {},
+        "metrics": {},
+    }
 
 
 def load(
@@ -122,7 +132,7 @@ def load(
     """
     path = Path(path)
     config = _read_config(path / CONFIG)
-    args, family = config["network"]["args"], FAMILIES[config["network"]["name"]]
+    args, family = config["network"]["args"], KNOWN[config["network"]["name"]]
     if args["own_transformer"]:
         transformer = _transformer_here(path, family, dtype)
     else:
@@ -133,6 +143,32 @@ def load(
             raise UserError(f"the base model of {path}: {error}") from error
         transformer = network_of(base).transformer
     return attach(path, transformer).to(device)
+
+
+def of_pipeline(path: str | Path, device: torch.device | str, dtype: torch.dtype | None) -> NeuralFlowMap:
+    """The transformer of a pipeline's folder, with the ``config`` that an export of it would have.
+
+    Raises:
+        UserError: when files are missing, pickled, or of no family known here.
+    """
+    flow_map = load_flow_map(str(path), dtype=dtype, device=device)
+    kind = "flow_map" if network_of(flow_map).few_step else "velocity"
+    flow_map.config = _described(flow_map, str(path), None, False, kind)
+    return flow_map
+
+
+def check_sampler(network: LatentTransformer) -> None:
+    """Refuse what cannot stand in a pipeline's folder as the sampler that plain diffusers opens.
+
+    Raises:
+        UserError: for a model that only looks ahead, or unmerged adapters.
+    """
+    if network.few_step:
+        raise UserError(FEW_STEP)
+    if adapter_layers(network.transformer):
+        raise UserError(
+            "the flow map has LoRA adapters: merge them first (fmtt.models.diffusers.student.merge)"
+        )
 
 
 def base_of(path: str | Path, config: Mapping[str, Any]) -> str:
@@ -150,7 +186,7 @@ def attach(path: str | Path, transformer: Any) -> NeuralFlowMap:
     """
     path = Path(path)
     config = _read_config(path / CONFIG)
-    args, family = config["network"]["args"], FAMILIES[config["network"]["name"]]
+    args, family = config["network"]["args"], KNOWN[config["network"]["name"]]
     options = {name: args[name] for name in ("second_time", "own_guidance", "guidance", "few_step")}
     network = family(transformer, **options, adapters=args["lora"] is not None)
     if args["lora"] is not None:
@@ -183,8 +219,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} has format {version!r}, this fmtt reads format {FORMAT}: re-export the model"
         )
-    if family not in FAMILIES:
-        raise UserError(f"{path}: unknown network {family!r}, known: {', '.join(FAMILIES)}")
+    if family not in KNOWN:
+        raise UserError(f"{path}: unknown network {family!r}, known: {', '.join(KNOWN)}")
     if missing or len(shape) != 3:
         raise UserError(f"{path}: key network.args.{missing[0] if missing else ''} is missing; re-export")
     return config

@@ -26,6 +26,10 @@ from fmtt.tensor import expand_like
 from fmtt.types import Cond
 
 SCALE, NEGATIVE = "guidance_scale", "negative_"
+FEW_STEP = (
+    "this few-step model knows jumps to t = 1 only: use it as lookahead_map beside a model that has a "
+    "velocity, or sample with steps=1"
+)
 
 
 class Names(NamedTuple):
@@ -169,10 +173,7 @@ class LatentTransformer(nn.Module, ABC):
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         if self.few_step and bool((t < 1).any()):
-            raise UserError(
-                "this few-step model knows jumps to t = 1 only: use it as lookahead_map beside a model that "
-                "has a velocity, or sample with steps=1"
-            )
+            raise UserError(FEW_STEP)
         own = self._checked(cond, x)
         if self.adapters:
             return self._guided(x, s, t, own)

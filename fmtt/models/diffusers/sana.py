@@ -6,13 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from fmtt.errors import UserError
 from fmtt.models.diffusers import masked_prompt
 from fmtt.models.diffusers.family import LatentTransformer, Names
 
 
 class Sana(LatentTransformer):
-    """SANA's transformer. SANA-Sprint, which runs on a trigonometric path of its own, is refused."""
+    """SANA's transformer, of 1.0 and 1.5; Sprint's is :mod:`fmtt.models.diffusers.sana_sprint`."""
 
     names = Names(
         family="sana",
@@ -26,13 +25,6 @@ class Sana(LatentTransformer):
             *("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"),
         ),
     )
-
-    def __init__(self, transformer: Any, **options: Any) -> None:
-        if type(transformer).__name__ == self.names.transformer and transformer.config.guidance_embeds:
-            raise UserError(
-                "SANA-Sprint is a consistency model on another path: use a SANA 1.0 or 1.5 folder"
-            )
-        super().__init__(transformer, **options)
 
     @classmethod
     def widths(cls, config: Any) -> dict[str, int]:

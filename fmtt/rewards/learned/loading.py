@@ -95,7 +95,7 @@ def load(where: str, make: Callable[[ModuleType], Part]) -> Part:
         UserError: when the package, the files or the right to read them is missing.
     """
     package = transformers()
-    with one_line(where), quiet(package.__name__):
+    with one_line(where), quiet(package.__name__), hub.cache_if_unreachable(where):
         return make(package)
 
 

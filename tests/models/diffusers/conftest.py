@@ -167,7 +167,7 @@ def sd3() -> Any:
     )
 
 
-def sana() -> Any:
+def sana(sprint: bool = False) -> Any:
     tokenizer, text_encoder = gemma()
     transformer = diffusers.SanaTransformer2DModel(
         in_channels=4,
@@ -181,6 +181,7 @@ def sana() -> Any:
         caption_channels=WIDTH,
         sample_size=8,
         qk_norm="rms_norm_across_heads",
+        guidance_embeds=sprint,
     )
     autoencoder = diffusers.AutoencoderDC(
         latent_channels=4,
@@ -195,12 +196,15 @@ def sana() -> Any:
         decoder_qkv_multiscales=((), ()),
         scaling_factor=0.5,
     )
-    return diffusers.SanaPipeline(
+    pipeline_class = diffusers.SanaSprintPipeline if sprint else diffusers.SanaPipeline
+    return pipeline_class(
         tokenizer=tokenizer,
         text_encoder=text_encoder,
         vae=randomised(autoencoder),
         transformer=randomised(transformer),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        scheduler=(
+            diffusers.SCMScheduler() if sprint else diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+        ),
     )
 
 
@@ -228,12 +232,28 @@ def lumina2() -> Any:
     )
 
 
+def lcm(name: str) -> Any:
+    """A model of a family as distilled to jump to clean data, which its scheduler tells."""
+    pipeline = MAKERS[name]()
+    pipeline.register_modules(scheduler=diffusers.FlowMatchLCMScheduler())
+    return pipeline
+
+
+def without_t5() -> Any:
+    pipeline = sd3()
+    pipeline.register_modules(text_encoder_3=None, tokenizer_3=None)
+    return pipeline
+
+
 MAKERS: dict[str, Callable[[], Any]] = {
     "flux": flux,
     "schnell": lambda: flux(guidance=False),
     "sd3": sd3,
     "sana": sana,
     "lumina2": lumina2,
+    "sana_sprint": lambda: sana(sprint=True),
+    **{f"{name}_lcm": lambda name=name: lcm(name) for name in ("flux", "sd3", "sana", "lumina2")},
+    "sd3_without_t5": without_t5,
 }
 
 
@@ -254,14 +274,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 
 def conditions(name: str, rows: int, *, guided: bool = True) -> dict[str, Tensor]:
     """Random conditions of that family for so many samples."""
-    width = 2 * WIDTH if name == "sd3" else WIDTH
+    family, embedded = name.removesuffix("_lcm"), name in ("flux", "flux_lcm", "schnell", "sana_sprint")
+    width = 2 * WIDTH if family == "sd3" else WIDTH
     cond = {"prompt_embeds": torch.randn(rows, 6, width)}
-    if name in ("sana", "lumina2"):
+    if family in ("sana", "sana_sprint", "lumina2"):
         cond["prompt_attention_mask"] = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 0, 0]])
         cond["prompt_attention_mask"] = cond["prompt_attention_mask"].repeat(rows, 1)[:rows]
     else:
         cond["pooled_prompt_embeds"] = torch.randn(rows, width)
-    if guided and name not in ("flux", "schnell"):
+    if guided and not embedded:
         cond |= {f"negative_{key}": value.flip(0) * 1 for key, value in cond.items()}
     if guided and name != "schnell":
         cond["guidance_scale"] = torch.linspace(2.0, 4.0, rows)

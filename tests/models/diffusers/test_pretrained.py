@@ -19,7 +19,7 @@ def test_another_family(folder: Folder):
     with pytest.raises(UserError, match="holds a SD3Transformer2DModel, not family flux: set family to sd3"):
         load_flow_map(folder("sd3"), family="flux")
     with pytest.raises(
-        UserError, match="family must be one of flux, sd3, sana, lumina2, got 'fluks'; did you mean"
+        UserError, match="family must be one of flux, sd3, sana, lumina2, sana_sprint, got 'fluks'; did you"
     ):
         load_flow_map(folder("sd3"), family="fluks")
 

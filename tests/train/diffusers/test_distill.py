@@ -156,11 +156,17 @@ def test_mistakes_are_one_line(
     )
     cases = [
         ("flux", "teacher.family=sd3", "holds a FluxTransformer2DModel, not family sd3: set family to flux"),
-        ("flux", "teacher.family=fluks", "one of flux, sd3, sana, lumina2, got 'fluks'; did you mean"),
+        (
+            "flux",
+            "teacher.family=fluks",
+            "one of flux, sd3, sana, lumina2, sana_sprint, got 'fluks'; did you",
+        ),
         ("flux", f"teacher.pretrained={tmp_path / 'gone'}", "there is no folder"),
         ("flux", f"teacher.pretrained={tmp_path / 'bare'}", "has no transformer/*.safetensors"),
         ("flux", "teacher.guidance=[]", "teacher.guidance: this flux model is conditioned"),
         ("flux", f"teacher.pretrained={folder('schnell')}", "a few-step model has no velocity"),
+        ("flux", f"teacher.pretrained={folder('flux_lcm')}", "a few-step model has no velocity"),
+        ("sana", f"teacher.pretrained={folder('sana_sprint')}", "set family to sana_sprint"),
         ("flux", f"data.source={shards('sd3')}", "has width 32, this flux model needs 16"),
         ("sd3", f"data.source={shards('flux')}", "needs the negative prompt's conditions"),
         ("flux", "data.source=clock", "takes latents of shape (4, H, W) with H and W divisible by 2"),
