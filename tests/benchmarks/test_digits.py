@@ -39,15 +39,16 @@ def test_a_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) ->
     assert capsys.readouterr().out.count("done earlier") == 3
 
 
-def test_a_column_is_decided_by_paired_differences() -> None:
-    """Populations differ by far more than the look-aheads do, and by the same amounts."""
+def test_a_column_is_decided_population_by_population() -> None:
+    """Populations differ by far more than the look-aheads do, and one is wild."""
     spread = torch.linspace(0, 50, 40, dtype=torch.float64)
     noise = torch.where(torch.arange(40) % 2 == 0, 0.1, -0.1).double()
 
     def outcomes(shift: float) -> dict[tuple[str, str], tuple[str, bool]]:
-        own = {name: spread + shift + noise for name in ("length", "mmd")}
-        others = {name: {"length": spread, "mmd": spread} for name in ("none", "denoiser")}
-        found = digits.contests({"flow_map": own, **others})
+        own = spread + shift + noise
+        own[7] = 1e6
+        others = dict.fromkeys(("none", "denoiser"), {"length": spread, "mmd": spread})
+        found = digits.contests({"flow_map": {"length": own, "mmd": own}, **others})
         return {(c["column"], c["against"]): (c["outcome"], c["failed"]) for c in found}
 
     nearer, farther, same = outcomes(-1), outcomes(1), outcomes(0)
