@@ -54,8 +54,6 @@ else:  # from_pipe takes over models of the annotated classes only
     Autoencoder = reduce(or_, [getattr(diffusers, own.vae) for own in _names])
 
 MODES = ("tilt", "search")
-FLOW_MAP = "flow_map"
-"""Folder of the flow map's own weights inside a pipeline's folder."""
 
 
 @dataclass
@@ -127,8 +125,9 @@ class FMTTPipeline(DiffusionPipeline):
             given = {"use_safetensors": True, **pretrained.left_out(str(where), options), **options}
             pipeline = DiffusionPipeline.from_pretrained(where, **given)
         steered = cls.from_pipe(pipeline, dtype=pipeline.transformer.dtype)
-        if (Path(where) / FLOW_MAP).is_dir():
-            steered.flow_map = export.attach(Path(where) / FLOW_MAP, steered.transformer)
+        own = Path(where) / export.FLOW_MAP
+        if own.is_dir():
+            steered.flow_map = export.attach(own, steered.transformer)
         return steered
 
     def save_pretrained(self, save_directory: Any, **options: Any) -> None:
@@ -147,7 +146,7 @@ class FMTTPipeline(DiffusionPipeline):
         pipeline = self._family_pipeline()
         pipeline.register_modules(transformer=network.transformer, scheduler=FlowMapEulerDiscreteScheduler())
         pipeline.save_pretrained(save_directory, **options)
-        beside = Path(save_directory) / FLOW_MAP
+        beside = Path(save_directory) / export.FLOW_MAP
         export.save(self.flow_map, beside, pretrained="..", own_transformer=False)
 
     def __call__(
@@ -244,7 +243,7 @@ class FMTTPipeline(DiffusionPipeline):
         shared |= {"num_particles": num_particles, "num_steps": steps, "chunk_size": chunk_size}
         if image is not None and mode == "tilt":  # "exact" takes the start for the model's own law there
             shared["weights"] = "path"
-        shared |= start.steering(steering)
+        shared |= start.steering(steering, sigmas)
         if sigmas is not None or image is not None:
             shared |= {"times": torch.tensor(start.times, dtype=torch.float64)}
         field: Any = shared.get("velocity") or free.velocity

@@ -1,6 +1,8 @@
-"""What is said of weights that could not be had, by kinds of errors that need no network."""
+"""The hub's cache where it is out of reach, and what is said of weights that could not be had; no network."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
@@ -61,3 +63,33 @@ def test_the_hub_s_package_has_these_names() -> None:
     errors = pytest.importorskip("huggingface_hub.errors")
     assert [name for name in NAMES if not hasattr(errors, name)] == []
     assert issubclass(errors.GatedRepoError, errors.RepositoryNotFoundError)
+
+
+def test_a_hub_out_of_reach_is_asked_once_and_then_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constants = pytest.importorskip("huggingface_hub").constants
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    asked: list[str] = []
+
+    def offline(where: str, answer: bool) -> bool:
+        monkeypatch.setattr(hub, "_answers", lambda url: asked.append(url) or answer)
+        with pytest.raises(KeyError), hub.cache_if_unreachable(where):
+            found = constants.HF_HUB_OFFLINE
+            with hub.cache_if_unreachable(where):  # as parts of a pipeline are loaded
+                assert found == constants.HF_HUB_OFFLINE
+            raise KeyError
+        assert constants.HF_HUB_OFFLINE is False
+        return found
+
+    assert offline("a/b", answer=False) and asked == [constants.ENDPOINT]
+    assert not offline("a/b", answer=True)
+    asked.clear()
+    monkeypatch.chdir(tmp_path)
+    Path("here").mkdir()
+    for where in ("here", str(tmp_path), "./none", "~/none", "/none/at/all", "a/b/c"):
+        assert not offline(where, answer=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with hub.cache_if_unreachable("a/b"):
+        assert constants.HF_HUB_OFFLINE
+    assert constants.HF_HUB_OFFLINE and asked == []

@@ -11,6 +11,7 @@ from torch import Tensor
 import fmtt
 from fmtt.errors import UserError
 from fmtt.models.diffusers.decoder import Decoder
+from fmtt.models.diffusers.export import base_of
 from fmtt.models.diffusers.pretrained import FAMILIES, encode_prompts
 from fmtt.models.diffusers.student import Lora, merge, student_of, teacher_of, trained_parameters
 from fmtt.types import Cond
@@ -227,6 +228,13 @@ def test_saved_and_opened_again(pipe: Any, tmp_path: Any):
     again = opened("a cat", generator=seeded(), **options).images
     torch.testing.assert_close(again, steered, rtol=0, atol=1e-4)
     assert (again - a).abs().max() > 1e-3
+    # The folder itself is the flow map's too, and no plain velocity model.
+    x = torch.randn(2, *pipe.flow_map.data_shape, generator=seeded())
+    cond = encode_prompts(pipe._family_pipeline(), ["a cat"], guidance_scale=3.0, max_sequence_length=6)
+    cond = {name: value.expand(2, *value.shape[1:]) for name, value in cond.items()}
+    loaded = fmtt.load(tmp_path / "map")
+    torch.testing.assert_close(loaded(x, 0.0, 1.0, cond), pipe.flow_map(x, 0.0, 1.0, cond), rtol=0, atol=1e-4)
+    assert base_of(tmp_path / "map", loaded.config) == str(tmp_path / "map")
     plain = diffusers.FluxPipeline.from_pretrained(tmp_path / "map")
     assert isinstance(plain.scheduler, diffusers.FlowMapEulerDiscreteScheduler)
 

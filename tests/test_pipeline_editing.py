@@ -143,6 +143,23 @@ def test_under_a_mask_only_its_white_part_changes(mode: str, pipe: Any, image: T
         assert "t=0.25" in law and "not the model's law given the rest" in law
 
 
+def test_pictures_and_masks_may_be_tensors_or_arrays(pipe: Any, image: Tensor, mask: Tensor):
+    colour = mask.repeat(1, 3, 1, 1)
+    array, array_mask = (v[0].movedim(0, -1).numpy() for v in (image, colour))
+    outs = [
+        pipe("a cat", image=one, mask_image=two, generator=seeded(), **{**SHORT, "output_type": "latent"})
+        for one, two in (
+            (image, mask),
+            (image[0], mask[0, 0]),
+            ([image[0]], colour > 0),
+            (array, array_mask),
+            (array[None], array_mask[..., 0]),
+        )
+    ]
+    for out in outs:
+        torch.testing.assert_close(out.images, outs[0].images, rtol=0, atol=1e-6)
+
+
 def test_wrong_arguments(pipe: Any, image: Tensor, mask: Tensor):
     cases: list[tuple[dict[str, Any], str]] = [
         ({"mask_image": mask}, "mask_image needs image"),
@@ -153,6 +170,14 @@ def test_wrong_arguments(pipe: Any, image: Tensor, mask: Tensor):
         ({"image": image, "reward": redness, "t_start": 0.3}, "t_start contradicts image"),
         ({"image": image, "reward": redness, "times": "shifted:3"}, "times contradicts image"),
         ({"latents": torch.randn(1, 4, 4, 4), "reward": redness, "x_init": 0}, "x_init contradicts image"),
+        ({"image": torch.rand(1, 4, 8, 8)}, "has not 1 or 3 channels"),
+        ({"image": 255 * image}, "got values outside"),
+        ({"image": image, "latents": torch.randn(1, 4, 2, 2)}, "latents must be rows of shape"),
+        (
+            {"image": image.repeat(2, 1, 1, 1), "latents": torch.randn(3, 4, 4, 4)},
+            "latents must have 1 or 2 rows",
+        ),
+        ({"sigmas": SIGMAS, "reward": redness, "times": "shifted:3"}, "times contradicts sigmas"),
     ]
     for given, message in cases:
         with pytest.raises(UserError, match=message):

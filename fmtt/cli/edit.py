@@ -27,7 +27,6 @@ def run(args: Namespace) -> None:
     need_pipeline(args.model)
     image, mask = pictured(args.picture), None if args.mask is None else pictured(args.mask)
     out = Output(args.out)
-    from fmtt.models.diffusers.decoder import as_output
     from fmtt.pipeline import FMTTPipeline
 
     device = device_named(args.device)
@@ -36,9 +35,8 @@ def run(args: Namespace) -> None:
     names = ("strength", "num_particles", "lookahead", "weights", "height", "width", "guidance_scale")
     edited = pipe(
         args.prompt,
-        # As Pillow's pictures: diffusers brings tensors to the model's size by dropping pixels.
-        image=as_output(image, "pil"),
-        mask_image=None if mask is None else as_output(mask, "pil"),
+        image=image,
+        mask_image=mask,
         reward=reward,
         num_inference_steps=args.num_steps,
         chunk_size=args.chunk_size,

@@ -12,7 +12,7 @@ from torch import Tensor
 from fmtt.errors import UserError
 from fmtt.flow.flow_map import NeuralFlowMap
 from fmtt.models.diffusers.decoder import DecodedReward, Decoder
-from fmtt.models.diffusers.export import base_of
+from fmtt.models.diffusers.export import FLOW_MAP, base_of
 from fmtt.models.diffusers.pretrained import KNOWN, encode_prompts, load_flow_map, load_pipeline
 from fmtt.models.diffusers.student import network_of
 from fmtt.rewards import describe
@@ -85,8 +85,8 @@ class Text:
 
 def pipeline_teacher(where: str, like: NeuralFlowMap, device: torch.device) -> Any:
     """The transformer of a pipeline's folder as a velocity on the same latents; None where it is no such
-    folder."""
-    if not (Path(where) / "model_index.json").is_file():
+    folder, or holds a flow map."""
+    if not (Path(where) / "model_index.json").is_file() or (Path(where) / FLOW_MAP).is_dir():
         return None
     options: dict[str, Any] = {"latents": like.data_shape, "guidance": network_of(like).guidance}
     return load_flow_map(where, **options, dtype=network_of(like).dtype, device=device)

@@ -87,7 +87,8 @@ def load(
 
     Args:
         path: an export's folder, or the name of a shipped export where there is no such folder; or the
-            folder of a text-to-image pipeline of diffusers, of which the transformer is loaded.
+            folder of a text-to-image pipeline of diffusers, of which the flow map is loaded that was saved
+            with it, or else the transformer.
         dtype: of the weights; as stored if omitted.
 
     Returns:

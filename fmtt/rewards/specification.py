@@ -19,7 +19,7 @@ from fmtt.types import Reward
 
 FORM = "write NAME:key=value,... + 0.5*NAME:key=value,..."
 """What a message ends with."""
-_NEXT = rf"\+\s*([\d.]+\s*\*\s*)?({'|'.join(REWARDS)})\s*(:|$)|\s\+$"
+_NEXT = rf"\+\s*([-+\d.eE]+\s*\*\s*)?({'|'.join(REWARDS)})\s*(:|$)|\s\+$"
 """A plus sign that lacks a space, and the reward after it."""
 
 

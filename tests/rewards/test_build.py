@@ -141,6 +141,7 @@ def test_a_function_may_make_a_reward(monkeypatch: pytest.MonkeyPatch):
         ("+ clock", "a plus sign needs a space"),
         ("clock:time=3:47 +", "a plus sign needs a space"),
         ("clock:time=3:47+2*symmetry:axis=vertical", "a plus sign needs a space"),
+        ("toy:question=red+-1e-1*clock", "a plus sign needs a space"),
         ("toy:question=red+clock", "a value that holds such a sign stands in double quotes"),
         ("0*clock", "finite and not 0"),
         ("nan*clock", "finite and not 0"),

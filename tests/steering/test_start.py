@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -86,6 +87,11 @@ def test_exact_weights_of_an_edit_are_refused_for_they_are_biased(monkeypatch: p
             tilt(flow, reward, weights=weights, **small)
     tilt(flow, reward, weights="exact", noise=0.0, **small)
     tilt(flow, reward, weights="exact", **{**small, "t_start": 0.0})
+    # States may have that law; whoever gives them has to know.
+    drawn = "provided that .* and the states are drawn from its law there"
+    for change, conditional in (({}, True), ({"noise": 0.0}, False)):
+        law = tilt(flow, reward, weights="exact", **{**small, "x_init_is": "state", **change}).base_law
+        assert bool(re.search(drawn, law)) is conditional
     # What is refused is indeed biased: the tilt of the unguided SDE's own law, by path weights, differs.
     monkeypatch.setattr("fmtt.steering.rule._check_continuous", lambda *_: None)
     options |= {"num_particles": 500, "num_steps": 100, "num_populations": 16}

@@ -88,7 +88,7 @@ def test_following_uses_the_last_three_velocities(generator):
 
 
 def test_jumps_cover_the_whole_triangle_evenly(generator):
-    """Starts fall on every leg alike; half of the ends are t = 1 by choice and some by chance, a tenth of the
+    """Starts fall on every leg alike; two ends in five are t = 1 by choice and some by chance, a tenth of the
     jumps has no length."""
     n = 4000
     start, end = jump_ends(*shares(noise_times(n, generator)))
@@ -126,6 +126,24 @@ def test_a_jump_of_no_length_is_asked_for_the_teachers_velocity(generator, monke
 
     out = OBJECTIVES["trajectory"](Student(), gaussian.velocity, path, times)  # type: ignore
     assert out.per_sample.max() < 1e-20
+
+
+def test_an_error_counts_by_the_square_of_the_time_left(generator):
+    gaussian = exact(Linear())
+    path, times = draw(gaussian, 9, generator)
+
+    class OffByOne:
+        """On straight trajectories every jump asks for the velocity, which is 0."""
+
+        interpolant = gaussian.interpolant
+
+        def average_velocity(self, x, s, t, cond=None):
+            return torch.ones_like(x)
+
+    loss = OBJECTIVES["trajectory"](OffByOne(), lambda x, t, cond: 0 * x, path, times)  # type: ignore
+    first, second = shares(times)
+    left = 1 - time_grid(times.s, first).gather(1, jump_ends(first, second)[0].T)
+    torch.testing.assert_close(loss.per_sample, left.square().mean(1))
 
 
 def test_trajectory_does_not_use_the_teacher_at_time_one(generator):

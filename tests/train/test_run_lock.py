@@ -93,3 +93,19 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write .*another run_dir"), run_lock(tmp_path / "file/run"):
         pass
+
+
+@pytest.mark.parametrize("there, goes", [(None, True), ("config.yaml", True), ("metrics.csv", False)])
+def test_a_refusal_takes_an_unused_folder_away(there, goes, tmp_path):
+    """One that was made here, and holds nothing that training wrote."""
+    folder = tmp_path / "new" / "run"
+    for made_before in (False, True):
+        with pytest.raises(UserError, match="no such key"), run_lock(folder):
+            if there:
+                (folder / there).write_text("x")
+            raise UserError("no such key")
+        assert folder.exists() is (made_before or not goes)
+        folder.mkdir(exist_ok=True)
+    with pytest.raises(RuntimeError), run_lock(tmp_path / "broken"):
+        raise RuntimeError
+    assert (tmp_path / "broken").is_dir()

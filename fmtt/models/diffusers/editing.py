@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -40,8 +42,11 @@ class Begin(NamedTuple):
         """The flow map of what is free."""
         return flow_map if self.known is None else MaskedFlowMap(flow_map, self.known)
 
-    def steering(self, given: dict[str, Any]) -> dict[str, Any]:
+    def steering(self, given: dict[str, Any], sigmas: Sequence[float] | None = None) -> dict[str, Any]:
         """Arguments of a tilt or search on whole samples, as arguments on what is free of them.
+
+        Args:
+            sigmas: noise levels that were asked for; None for those of ``given["times"]``.
 
         Raises:
             UserError: for those that the start decides, or that see whole samples only.
@@ -49,6 +54,8 @@ class Begin(NamedTuple):
         decided = {*self.particles, *(("x_init_is", "times") if "t_start" in self.particles else ())}
         if both := sorted(decided & given.keys()):
             raise UserError(f"{both[0]} contradicts image and latents: they say where particles start")
+        if sigmas is not None and "times" in given:
+            raise UserError("times contradicts sigmas: each says which steps are taken")
         if self.known is None:
             return given
         own = dict(given)
@@ -135,15 +142,17 @@ def begin(
         own = {} if latents is None else {"x_init": latents}
         return Begin(list(times), own)
     times = tail(times, strength)
-    processor = VaeImageProcessor(vae_scale_factor=factor, do_convert_rgb=True)
-    pixels = _pixels(processor, image, shape, factor, device)
-    clean = decoder.encode(pixels / 2 + 0.5)
+    clean = decoder.encode(_pixels(image, 3, shape, factor, device))
+    if latents is not None and tuple(latents.shape[1:]) != tuple(shape):
+        raise UserError(f"latents must be rows of shape {tuple(shape)}, got {tuple(latents.shape)}")
     if mask_image is not None:
         return _masked(flow_map, times, clean, mask_image, latents, factor, generator)
     if len(clean) > 1:
         clean = clean.repeat_interleave(copies, 0)
     if latents is None:
         return Begin(times, {"x_init": clean, "x_init_is": "clean", "t_start": times[0]})
+    if len({len(latents), len(clean)} - {1}) > 1:
+        raise UserError(f"latents must have 1 or {len(clean)} rows beside these images, got {len(latents)}")
     noise, clean = torch.broadcast_tensors(latents.to(clean), clean)
     state = flow_map.interpolant.interpolate(noise, clean, times[0])
     return Begin(times, {"x_init": state, "t_start": times[0]})
@@ -161,12 +170,9 @@ def _masked(
     shape = tuple(clean.shape[1:])
     if len(clean) != 1:
         raise UserError(f"mask_image goes with one image for all prompts, got {len(clean)}")
-    processor = VaeImageProcessor(
-        vae_scale_factor=factor, do_normalize=False, do_binarize=True, do_convert_grayscale=True
-    )
-    white = _pixels(processor, mask_image, shape, factor, clean.device)[:1]
+    grey = _pixels(mask_image, 1, shape, factor, clean.device)[:1]
     # A latent is free if any of its pixels is.
-    mask = F.adaptive_max_pool2d(white, shape[1:])[0].expand(shape) > 0.5
+    mask = F.adaptive_max_pool2d(grey, shape[1:])[0].expand(shape) >= 0.5
     if not bool(mask.any()):
         raise UserError("mask_image has no white pixel: white is what is painted anew")
     if latents is None:
@@ -185,12 +191,39 @@ def _masked(
     return Begin(times, start, known)
 
 
-def _pixels(
-    processor: VaeImageProcessor, image: Any, shape: Sequence[int], factor: int, device: torch.device
-) -> Tensor:
-    """Pictures of the model's size as ``processor`` makes them, (rows, channels, H, W)."""
+def _pixels(image: Any, channels: int, shape: Sequence[int], factor: int, device: torch.device) -> Tensor:
+    """Pictures of the model's size, (rows, channels, H, W) in [0, 1].
+
+    Raises:
+        UserError: for what is no picture.
+    """
+    items = list(image) if isinstance(image, list | tuple) else [image]
+    size = shape[1] * factor, shape[2] * factor
     try:
-        pixels = processor.preprocess(image, height=shape[1] * factor, width=shape[2] * factor)
-    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        if all(isinstance(item, Image.Image) for item in items):
+            own: dict[str, Any] = {"do_convert_rgb": channels == 3, "do_convert_grayscale": channels == 1}
+            processor = VaeImageProcessor(vae_scale_factor=factor, do_normalize=False, **own)
+            pixels = processor.preprocess(items, *size)
+        else:
+            pixels = torch.cat([_planes(item, channels, size) for item in items])
+    except (ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:
         raise UserError(f"a picture must be a PIL image, an array or a tensor in [0, 1]: {error}") from error
     return pixels.to(device=device, dtype=torch.float32)
+
+
+def _planes(picture: Any, channels: int, size: tuple[int, int]) -> Tensor:
+    """An array (rows, H, W, C) or a tensor (rows, C, H, W), both with rows and C where they have them, as
+    (rows, channels, *size). diffusers brings these to a size by dropping pixels."""
+    if isinstance(picture, np.ndarray):
+        picture = torch.from_numpy(picture.copy())
+        picture = picture.movedim(-1, -3) if picture.ndim > 2 else picture
+    if not isinstance(picture, Tensor):
+        raise TypeError(f"got a {type(picture).__name__}")
+    x = picture[(None,) * (4 - picture.ndim)].float()
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise ValueError(f"got shape {tuple(picture.shape)}, which has not 1 or 3 channels")
+    if not bool(((x >= 0) & (x <= 1)).all()):
+        raise ValueError("got values outside")
+    x = x.mean(1, keepdim=True) if channels == 1 else x.expand(-1, channels, -1, -1)
+    same = tuple(x.shape[2:]) == size
+    return x if same else F.interpolate(x, size, mode="bilinear", antialias=True)

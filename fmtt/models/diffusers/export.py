@@ -29,6 +29,8 @@ from fmtt.models.diffusers.refusals import one_line
 from fmtt.models.diffusers.student import Lora, add_lora, network_of
 
 CONFIG, TRAINED, CARD, TRANSFORMER = "config.json", "trained.safetensors", "README.md", "transformer"
+FLOW_MAP = "flow_map"
+"""Folder of the flow map's own weights inside a pipeline's folder."""
 ARGS = ("pretrained", "second_time", "own_guidance", "guidance", "few_step", "lora", "own_transformer")
 """Keys of ``network.args`` in config.json; all are required."""
 
@@ -146,11 +148,16 @@ def load(
 
 
 def of_pipeline(path: str | Path, device: torch.device | str, dtype: torch.dtype | None) -> NeuralFlowMap:
-    """The transformer of a pipeline's folder, with the ``config`` that an export of it would have.
+    """The flow map that a pipeline's folder was saved with, or else its transformer, with the ``config`` that
+    an export of it would have.
 
     Raises:
         UserError: when files are missing, pickled, or of no family known here.
     """
+    if (Path(path) / FLOW_MAP).is_dir():
+        flow_map = load(Path(path) / FLOW_MAP, device, dtype)
+        flow_map.config["network"]["args"]["pretrained"] = str(path)
+        return flow_map
     flow_map = load_flow_map(str(path), dtype=dtype, device=device)
     kind = "flow_map" if network_of(flow_map).few_step else "velocity"
     flow_map.config = _described(flow_map, str(path), None, False, kind)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from fmtt.errors import UserError
-from fmtt.models.diffusers.pretrained import load_flow_map, load_pipeline
+from fmtt.models.diffusers.pretrained import left_out, load_flow_map, load_pipeline
+from tests.models.diffusers.conftest import diffusers
 
 Folder = Callable[[str], str]
 
@@ -53,3 +54,16 @@ def test_sizes_that_do_not_fit(folder: Folder):
     with pytest.raises(UserError, match="height must be a multiple of 4 pixels, got 10"):
         load_flow_map(folder("flux"), height=10, width=8)
     assert load_flow_map(folder("sd3")).data_shape == (4, 8, 8)
+
+
+def test_parts_left_out_are_looked_up_where_the_rest_is(monkeypatch: pytest.MonkeyPatch):
+    seen: dict[str, object] = {}
+    index = {"_class_name": "P", "vae": ["diffusers", "AutoencoderKL"], "text_encoder_3": [None, None]}
+
+    def load_config(where: str, **own: object) -> dict[str, object]:
+        seen.update(own)
+        return index
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "load_config", load_config)
+    assert left_out("a/b", {"revision": "r", "cache_dir": "c", "variant": "fp16"}) == {"text_encoder_3": None}
+    assert seen == {"revision": "r", "cache_dir": "c"}

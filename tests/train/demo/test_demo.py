@@ -96,7 +96,7 @@ def test_fresh_deletes_what_an_earlier_demo_left(tmp_path: Path, monkeypatch: py
 
 def test_an_output_that_cannot_be_written_is_one_clear_line(small: Path) -> None:
     small.write_text("a file")
-    with pytest.raises(UserError, match=r"cannot write to --out .*out: Not a directory; choose another folder"):
+    with pytest.raises(UserError, match=r"cannot write to --out .*out: Not a directory; choose another"):
         program.demo(small)
 
 

@@ -93,7 +93,7 @@ def check_run(run: str, name: str, where: str, out: Path, *, full: bool) -> None
         target = out / f"export{number}"
         assert main(["export", run, str(target), *way]) == 0
         whole = "--diffusers" in way
-        flow_map = fmtt.load(target / "flow_map" if whole else target)
+        flow_map = fmtt.load(target)
         seen = pictures(flow_map, where, noise, scale)
         wanted = seen if wanted is None else wanted
         torch.testing.assert_close(seen, wanted, rtol=0, atol=1e-4)
