@@ -141,6 +141,15 @@ def test_a_size_that_does_not_fit_leaves_nothing_behind(
     assert "height must be a multiple of" in capsys.readouterr().err and not out.exists()
 
 
+def test_a_device_that_is_not_there_is_one_line(
+    model: Path, suite: Path, tmp_path: Path, capsys: Any
+) -> None:
+    out = tmp_path / "out"
+    assert run(model, suite, *SIZE, "--method", "sample", "--device", "abacus", "--out", out) == 2
+    error = capsys.readouterr().err
+    assert "--device abacus cannot be used" in error and error.count("\n") == 1 and not out.exists()
+
+
 def test_another_method_does_not_mix_into_a_folder(
     model: Path, suite: Path, tmp_path: Path, capsys: Any
 ) -> None:

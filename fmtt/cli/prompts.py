@@ -16,7 +16,7 @@ from torch import Tensor
 from fmtt import png
 from fmtt.cli import same_folder
 from fmtt.cli.judge import check_held_out
-from fmtt.cli.model import need_extra, need_pipeline
+from fmtt.cli.model import device_named, need_extra, need_pipeline
 from fmtt.cli.output import Output, plain
 from fmtt.cli.progress import Progress
 from fmtt.errors import UserError
@@ -97,9 +97,9 @@ def _make_all(
 ) -> None:
     from fmtt.pipeline import FMTTPipeline
 
-    device = _device(args.device)
+    device = device_named(args.device)
     pipeline = FMTTPipeline.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).to(device)
-    context: dict[str, Any] = {"value_range": (0.0, 1.0), "device": device}
+    context: dict[str, Any] = {"value_range": (0.0, 1.0), "device": str(device)}
     context["prompt"] = [item.prompt for item in whole.items]
     reward = build(args.reward, **context) if args.reward else None
     judge = build(args.judge, **context) if args.judge else None
@@ -179,7 +179,3 @@ def _means(records: Sequence[dict[str, Any]], num_images: int) -> dict[str, floa
         if all(name in r for r in records):
             found[name] = sum(sum(r[name]) for r in records) / count
     return found
-
-
-def _device(name: str) -> str:
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
