@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -156,7 +157,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status is 0, 2 for a wrong argument or file, 1 for anything else."""
+    """Run a command; the exit status is 0, 2 for a wrong argument or file, 130 after Ctrl-C, 1 for anything else."""
     try:
         args = _parser().parse_args(argv)
         return args.run(args)
@@ -165,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
-        return 1
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

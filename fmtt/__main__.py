@@ -1,10 +1,11 @@
 """``fmtt info | rewards | sample | tilt | search | evaluate | certify | compare | prompts | edit``.
 
-Exit status: 0 done; 2 what the user gave is wrong (one line on stderr); 1 anything else.
+Exit status: 0 done; 2 what the user gave is wrong (one line on stderr); 130 after Ctrl-C; 1 anything else.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
-            return 1
+            return 128 + signal.SIGINT
     return 0
 
 

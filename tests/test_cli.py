@@ -70,6 +70,13 @@ def test_info(export, capsys):
     assert json.loads(capsys.readouterr().out)["format"] == 1
 
 
+def test_info_has_a_line_for_every_number(capsys):
+    assert run("info", "clock-map") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("metrics: measured.rmse.map_1 ") and len(line.split()) == 12 for line in lines)
+    assert max(map(len, lines)) < 160 and "{" not in "".join(lines)
+
+
 def test_sample_writes_pictures_and_tensors(export, tmp_path, capsys):
     out = tmp_path / "deep" / "out"
     assert run("sample", export, "--steps", "2", "--num-samples", "5", "--seed", "3", "--out", out) == 0
@@ -273,10 +280,10 @@ def test_as_a_module(export, run_python, tmp_path):
     assert failed.returncode == 2 and failed.stderr.count("\n") == 1 and "Traceback" not in failed.stderr
 
 
-def test_other_failures_have_status_1(export, monkeypatch, capsys, tmp_path):
+def test_ctrl_c_has_the_shells_status(export, monkeypatch, capsys, tmp_path):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fmtt, "sample", interrupted)
-    assert run("sample", export, "--out", tmp_path) == 1
+    assert run("sample", export, "--out", tmp_path) == 130
     assert "interrupted" in capsys.readouterr().err

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any
 
 from fmtt.models.checkpoint import load
 
@@ -28,9 +30,20 @@ def run(args: Namespace) -> None:
         "direction": "both" if config["bidirectional"] else "forward (from noise to data)",
     }
     for section in ("trained", "metrics"):
-        for key, value in config[section].items():
-            shown = value if isinstance(value, str | int | float) else json.dumps(value)
-            lines[f"{section}: {key}"] = str(shown)
+        lines |= {f"{section}: {key}": value for key, value in flat(config[section]).items()}
     width = max(map(len, lines))
     for key, value in lines.items():
-        print(f"{key:<{width}}  {value}")
+        print(f"{key:<{width}}  {value}".rstrip())
+
+
+def flat(nested: Mapping[str, Any], above: str = "") -> dict[str, str]:
+    """A line per leaf, named by its path: ``measured.rmse.map_1``; numbers to four digits."""
+    found: dict[str, str] = {}
+    for key, value in nested.items():
+        name = f"{above}{key}"
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{name}.")
+        else:
+            values = value if isinstance(value, list | tuple) else [value]
+            found[name] = " ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values)
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def test_options_are_named_as_arguments_with_the_same_defaults(command: str, fun
     args = vars(build_parser().parse_args([command, "e", "--reward", "r", "--out", "o"]))
     known = inspect.signature(function).parameters  # type: ignore[arg-type]
     # The shell has defaults of its own for these.
-    own = {"num_particles", "num_populations", "keep", "rounds", "init_is"}
+    own = {"num_particles", "num_populations", "keep", "rounds", "init_is", "weights"}
     for name, value in args.items():
         if name in OF_THE_COMMAND:
             continue
@@ -53,6 +54,15 @@ STEER = ("clock-map", "--reward", "clock:time=3:47", "--num-particles", "3", "--
 def test_every_option_runs(clocks: Path, tmp_path: Path) -> None:
     assert run("tilt", *STEER, *TILT.split(), "--init", clocks, "--out", tmp_path) == 0
     assert run("search", *STEER, *SEARCH.split(), "--out", tmp_path) == 0
+
+
+@pytest.mark.parametrize(("start", "rule"), [((), "exact"), (("--t-start", "0.5"), "path")])
+def test_weights_are_those_that_the_start_allows(
+    start: tuple[str, ...], rule: str, clocks: Path, tmp_path: Path
+) -> None:
+    given = ("--init", clocks) if start else ()
+    assert run("tilt", *STEER, *start, *given, "--out", tmp_path) == 0
+    assert json.loads((tmp_path / "summary.json").read_text())["arguments"]["weights"] == rule
 
 
 @pytest.mark.parametrize(
