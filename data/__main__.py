@@ -157,7 +157,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status is 0, 2 for a wrong argument or file, 130 after Ctrl-C, 1 for anything else."""
+    """The exit status: 0, 2 for a wrong argument or file, 130 after Ctrl-C, 1 for anything else."""
     try:
         args = _parser().parse_args(argv)
         return args.run(args)
