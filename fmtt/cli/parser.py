@@ -17,8 +17,9 @@ from fmtt.evaluation.comparison import UNITS
 from fmtt.steering.lookahead import NAMES as LOOKAHEADS
 from fmtt.steering.resampling import RESAMPLERS
 from fmtt.steering.rule import KERNELS, WEIGHTS
-from fmtt.steering.selection import SELECTIONS, STEP_SIZES
+from fmtt.steering.selection import SELECTIONS
 from fmtt.steering.setup import GRADIENTS, INITS
+from fmtt.steering.shift import STEP_SIZES
 
 MATRICES = ("quick", "full", "none")
 
@@ -93,6 +94,8 @@ def _steering(command: Parser, particles: int, schedules: str = "") -> None:
     add("--times", default="uniform", help="uniform, or shifted:S (S > 1: more steps on the noisy end)")
     add("--noise", type=real(0), default=1.0, help="multiplier of the SDE's noise (default: %(default)s)")
     add("--guidance", type=real(0), default=1.0, help="multiplier of the reward's gradient")
+    step_help = "of a guided step: gradient; clipped to, or normalized to, GUIDANCE sd of the noise"
+    add("--step-size", type=one_of(STEP_SIZES), default="gradient", help=step_help)
     add("--gradient", type=one_of(GRADIENTS), default="auto", help=", ".join(GRADIENTS))
     add("--num-probes", type=whole(1), default=1, help="random directions for chi or --gradient zeroth")
     add("--probe-scale", type=real(0), default=0.1, help="of --gradient zeroth, in data units")
@@ -165,9 +168,6 @@ def build_parser() -> Parser:
     )
     search.add_argument(
         "--selection", type=one_of(SELECTIONS), default="top", help="keep the best, or draw by reward"
-    )
-    search.add_argument(
-        "--step-size", type=one_of(STEP_SIZES), default="gradient", help=", ".join(STEP_SIZES)
     )
     search.add_argument("--temperature", type=real(0), default=1.0, help="of a tempered selection")
     search.add_argument("--rounds", type=whole(1), default=4, help="selections (default: %(default)s)")

@@ -24,7 +24,6 @@ def run(args: Namespace) -> None:
             rounds=args.rounds,
             selection=args.selection,
             temperature=args.temperature,
-            step_size=args.step_size,
         )
     if not task.leads():
         return

@@ -68,6 +68,7 @@ class Task:
             "times",
             "noise",
             "guidance",
+            "step_size",
             "gradient",
             "num_probes",
             "probe_scale",

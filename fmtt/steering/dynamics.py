@@ -24,16 +24,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fmtt.steering import draws, gradient
 from fmtt.steering.kernel import (
     Kernel,
-    guided,
     interpolate_towards,
     kernel,
     noisy_steps,
-    normalized_shift,
     renoise_kernel,
     sde_kernel,
-    shift_of,
 )
 from fmtt.steering.problem import Evaluation, Needs, Probes, Problem, in_chunks, score
+from fmtt.steering.shift import guided, shift_of
 from fmtt.steering.weights import exact_increment, paper_increment
 from fmtt.tensor import batch_time, dot64, take_cond
 from fmtt.types import Cond, FlowMap
@@ -52,7 +50,6 @@ __all__ = [
     "interpolate_towards",
     "kernel",
     "noisy_steps",
-    "normalized_shift",
     "paper_increment",
     "renoise_kernel",
     "score",

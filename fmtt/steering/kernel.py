@@ -1,4 +1,4 @@
-"""Where a particle goes in one step: the unguided transition, and a guided draw from it."""
+"""Where a particle goes in one step without guidance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fmtt.flow.interpolant import Interpolant
 from fmtt.steering.problem import Evaluation
-from fmtt.tensor import dot64, expand_like
 
 
 class Kernel(NamedTuple):
@@ -77,72 +76,6 @@ def interpolate_towards(
     """Move along the interpolant from the noise that explains x to ``endpoint``: no network."""
     noise = (x - _at(interpolant.beta, t) * endpoint) / _at(interpolant.alpha, t)
     return _at(interpolant.beta, t_next) * endpoint + _at(interpolant.alpha, t_next) * noise
-
-
-class Shift(NamedTuple):
-    """A guidance increment g = factor * direction.
-
-    Attributes:
-        direction: (B, *D).
-        factor: one for all, or one per particle (B,), float64.
-        square: |direction|^2 (B,), float64.
-    """
-
-    direction: Tensor
-    factor: float | Tensor
-    square: Tensor
-
-    @property
-    def length_squared(self) -> Tensor:
-        """|g|^2 (B,), float64."""
-        return self.factor**2 * self.square
-
-
-def guided(kernel: Kernel, shift: Tensor | Shift | None, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Draw x' ~ N(m + g, v I) and weigh it against N(m, v I).
-
-    Args:
-        shift: g (B, *D), or as a Shift, which spares its own tensor; or None.
-        noise: standard normals (B, *D); None in a deterministic step, which takes no guidance.
-
-    Returns:
-        x' (B, *D), and log N(x'; m, v) - log N(x'; m + g, v) as float64 (B,).
-    """
-    if kernel.variance == 0 or noise is None:
-        return kernel.mean, _no_ratio(kernel.mean)
-    x = torch.add(kernel.mean, noise, alpha=kernel.deviation)
-    if shift is None:
-        return x, _no_ratio(x)
-    if isinstance(shift, Tensor):
-        shift = Shift(shift, 1.0, dot64(shift, shift))
-    factor, along = shift.factor, dot64(shift.direction, noise)
-    log_ratio = -factor * along / kernel.deviation - shift.length_squared / (2 * kernel.variance)
-    if isinstance(factor, Tensor):
-        return x.addcmul_(expand_like(factor, x).to(x.dtype), shift.direction), log_ratio
-    return x.add_(shift.direction, alpha=factor), log_ratio
-
-
-def _no_ratio(x: Tensor) -> Tensor:
-    return x.new_zeros(len(x), dtype=torch.float64)
-
-
-def shift_of(
-    gradient: Tensor, kernel: Kernel, h: float, strength: float | Tensor, guidance: float, chi: float
-) -> Shift:
-    """The guidance increment g = (guidance v/2 + chi h) lambda grad f; v/2 is eps h in the SDE.
-
-    Args:
-        strength: lambda, one for all or one per particle (B,).
-    """
-    factor = (guidance * kernel.variance / 2 + chi * h) * strength
-    return Shift(gradient, factor, dot64(gradient, gradient))
-
-
-def normalized_shift(gradient: Tensor, kernel: Kernel, guidance: float) -> Tensor:
-    """An increment (B, *D) of ``guidance`` standard deviations of the step's noise along the gradient,
-    whatever the reward's scale; 0 where the gradient is."""
-    norm = expand_like(gradient.flatten(1).norm(dim=1), gradient)
-    return (guidance * kernel.deviation) * gradient / norm.clamp_min(torch.finfo(gradient.dtype).tiny)
 
 
 def _at(coefficient: Callable[[Tensor], Tensor], t: float) -> float:

@@ -12,6 +12,7 @@ from fmtt.steering.dynamics import Needs, noisy_steps
 from fmtt.steering.lookahead import Lookahead, NoLookahead
 from fmtt.steering.resampling import RESAMPLERS
 from fmtt.steering.schedule import Plan
+from fmtt.steering.shift import check_step_size
 
 WEIGHTS = ("exact", "paper", "path", "none")
 KERNELS = ("sde", "renoise")
@@ -68,6 +69,7 @@ class Rule:
 
     Attributes:
         gradient: "reverse", "zeroth" or "none": what enters the drift.
+        step_size: one of STEP_SIZES, how long a guided step is.
         drifts: chi of each step.
         every: steps between look-aheads; in between, the last gradient and reward are kept.
     """
@@ -77,6 +79,7 @@ class Rule:
     kernel: str
     gradient: str
     guidance: float
+    step_size: str
     drifts: tuple[float, ...]
     every: int
     resampling: Resampling
@@ -157,6 +160,7 @@ def check(rule: Rule, given: str | None = None) -> None:
     if rule.weights not in WEIGHTS:
         raise UserError(f"weights must be one of {', '.join(WEIGHTS)}, got {rule.weights!r}")
     _check_resampling(rule.resampling, rule.weights)
+    check_step_size(rule.step_size)
     if rule.every < 1:
         raise UserError(f"gradient_every must be at least 1, got {rule.every}")
     noisy = any(rule.noisy(k) for k in range(rule.plan.num_steps))
@@ -164,6 +168,8 @@ def check(rule: Rule, given: str | None = None) -> None:
         raise UserError("chi needs noise > 0: guidance of a deterministic step has no density ratio")
     if rule.drifts_any and not rule.guides:
         raise UserError("chi moves along the reward's gradient: it needs a gradient other than 'none'")
+    if rule.drifts_any and rule.step_size == "normalized":
+        raise UserError("chi contradicts step_size='normalized', whose length is given: use 'clipped'")
     if rule.weights in ("exact", "paper"):
         _check_continuous(rule, noisy, given)
     if rule.weights == "paper":
@@ -186,6 +192,8 @@ def _check_continuous(rule: Rule, noisy: bool, given: str | None) -> None:
         raise UserError("chi with weights='paper' needs a Laplacian: use weights='exact' or 'path'")
     if rule.guidance != 1:
         raise UserError(f"guidance={rule.guidance:g} {under}")
+    if rule.step_size != "gradient":
+        raise UserError(f"step_size={rule.step_size!r} {under}")
     if rule.every != 1:
         raise UserError(f"gradient_every={rule.every} {under}")
     if rule.kernel != "sde":

@@ -163,9 +163,8 @@ def _move(
         noise = ranks.share(smc.normal(shape, generator, x.device, x.dtype))
         if rule.guides and particles.gradient is not None and rule.active(k):
             held = _held(ranks, rule, state)
-            shift = dynamics.shift_of(
-                particles.gradient, kernel, t_next - t, held, rule.guidance, rule.drifts[k]
-            )
+            h, chi = t_next - t, rule.drifts[k]
+            shift = dynamics.shift_of(particles.gradient, kernel, h, held, rule.guidance, chi, rule.step_size)
             sizes = shift.length_squared, _unguided(kernel, x, now, t_next - t)
     moved, log_ratio = dynamics.guided(kernel, shift, noise)
     return moved, log_ratio, sizes

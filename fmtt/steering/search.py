@@ -24,7 +24,8 @@ from fmtt.steering.dynamics import Needs, Probes, Problem
 from fmtt.steering.ranks import TIMEOUT
 from fmtt.steering.result import SearchHistory, SearchResult
 from fmtt.steering.rule import check_kernel
-from fmtt.steering.selection import Selector, check_selection, check_step_size, rounds_at
+from fmtt.steering.selection import Selector, check_selection, rounds_at
+from fmtt.steering.shift import check_step_size
 from fmtt.tensor import take_cond
 from fmtt.types import Cond, FlowMap, Reward, VelocityField
 
@@ -90,8 +91,9 @@ def search(
         num_steps: K; if omitted, 50, or with kernel="renoise" the fewest that hold R selections.
         guidance: multiplier of the gradient step, lambda (v/2) grad f for a step of noise variance v;
             the gradient is taken at selections, for survivors only.
-        step_size: "gradient", as above, or "normalized": a step of ``guidance`` standard deviations of the
-            noise along the gradient, whatever the reward's scale and lambda.
+        step_size: "gradient", as above; "normalized", a step of ``guidance`` standard deviations of the
+            noise along the gradient, whatever the reward's scale and lambda; or "clipped", the gradient's own
+            length but at most that.
         gradient: "auto", "zeroth" or "none".
         kernel: "sde", or "renoise" to jump to the look-ahead's endpoint and noise it again: no velocity
             is needed, and a flow map keeps its marginals however few the steps.

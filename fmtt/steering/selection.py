@@ -16,7 +16,6 @@ from fmtt.tensor import take_cond
 from fmtt.types import Cond, FlowMap
 
 SELECTIONS = ("top", "tempered")
-STEP_SIZES = ("gradient", "normalized")
 
 
 class Survivors(NamedTuple):
@@ -123,10 +122,9 @@ class Selector:
         noise = self.problem.ranks.share(smc.normal(shape, self.generator, x.device, x.dtype))
         shift = None
         if pull is not None:
-            if self.step_size == "normalized":
-                shift = dynamics.normalized_shift(pull, transition, self.guidance)
-            else:
-                shift = dynamics.shift_of(pull, transition, t_next - t, strength, self.guidance, 0.0)
+            shift = dynamics.shift_of(
+                pull, transition, t_next - t, strength, self.guidance, 0.0, self.step_size
+            )
         moved, _ = dynamics.guided(transition, shift, noise)
         if carried is not None:
             with self.problem.ranks.together("carrying the best on"):
@@ -157,17 +155,6 @@ def rounds_at(rounds: int, noisy: tuple[bool, ...], *, at_start: bool) -> tuple[
             f"got {rounds}: use more num_steps, or noise > 0"
         )
     return tuple(steps[j * len(steps) // rounds] for j in range(rounds))
-
-
-def check_step_size(step_size: str) -> str:
-    """The name, checked.
-
-    Raises:
-        UserError: when it is unknown.
-    """
-    if step_size not in STEP_SIZES:
-        raise UserError(f"step_size must be one of {', '.join(STEP_SIZES)}, got {step_size!r}")
-    return step_size
 
 
 def check_selection(selection: str, temperature: float) -> float | None:

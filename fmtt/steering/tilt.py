@@ -41,6 +41,7 @@ def tilt(
     schedule: str | schedules.Scalar | Adaptive = "linear",
     noise: float | schedules.Scalar = 1.0,
     guidance: float = 1.0,
+    step_size: str = "gradient",
     chi: float | schedules.Scalar = 0.0,
     times: str | schedules.Scalar | Tensor = "uniform",
     gradient: str = "auto",
@@ -87,6 +88,10 @@ def tilt(
             costs no bias (see fmtt/steering/adaptive.py).
         noise: eps_t = noise * alpha_t, or a callable eps(t).
         guidance: multiplier of the reward's gradient; other than 1 needs weights="path" or "none".
+        step_size: "gradient", as long as the reward's gradient and ``guidance`` say; "clipped", the
+            gradient's own length but at most ``guidance`` standard deviations of the step's noise, so that a
+            sharp reward does not overshoot; "normalized", that long whatever the reward's scale and lambda.
+            The last two need weights="path" or "none".
         chi: extra drift chi lambda grad f, a number or a callable chi(t). Under weights="exact" its
             Laplacian is estimated by ``num_probes`` random signs per particle and step, each a second
             reverse pass: unbiased, with variance 2 sum_{i != j} H_ij^2 / num_probes for the Hessian H of f.
@@ -134,7 +139,7 @@ def tilt(
     drifts = schedules.drifts(chi, plan.times)
     ranks, generator = setup.meet(flow_map, x_init, device, processes, rank_timeout, generator)
     sizes = (plan, drifts, num_particles, num_populations, lookahead_steps, num_probes, probe_scale)
-    moves = (weights, kernel, guidance, gradient, gradient_every, max_reward_calls)
+    moves = (weights, kernel, guidance, step_size, gradient, gradient_every, max_reward_calls)
     resampling = (resample, ess_threshold, resample_at, resample_share, final_resample)
     looks = lookaheads.described(lookahead, lookahead_tol, checkpoint)
     told = (sizes, moves, resampling, looks, x_init_is, dtype, tuple(cond or ()))
@@ -168,6 +173,7 @@ def tilt(
         kernel,
         "none" if not guides else "zeroth" if probes.zeroth else "reverse",
         guidance,
+        step_size,
         drifts,
         gradient_every,
         Resampling(

@@ -45,7 +45,7 @@ def run(*args: str | Path) -> int:
 
 TILT = """--schedule adaptive:0.9 --times shifted:2 --resample ssp --resample-share 0.6 --resample-at 0.7
 --final-resample --chi 0.01 --weights path --lookahead-map clock-map --lookahead-steps 2 --checkpoint
---gradient zeroth --num-probes 2 --probe-scale 0.2 --t-start 0.4"""
+--gradient zeroth --num-probes 2 --probe-scale 0.2 --t-start 0.4 --step-size clipped --guidance 2"""
 SEARCH = "--selection tempered --temperature 2 --keep 2 --rounds 2 --schedule ramp:0.1"
 STEER = ("clock-map", "--reward", "clock:time=3:47", "--num-particles", "3", "--num-steps", "3")
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from torch import Tensor
 
-from fmtt.steering import adaptive, schedule, weights
+from fmtt.steering import adaptive, dynamics, schedule, weights
+from fmtt.steering.shift import Shift
 from tests.steering.exactness_cases import (
     LOOKAHEADS,
     PATH_STEPS,
@@ -45,6 +46,8 @@ def reference(product_mixture: Any) -> Callable[[int], Estimate]:
         {"resample": "multinomial", "resample_at": (0.2, 0.5, 0.8), "final_resample": True},
         {"gradient": "zeroth", "num_probes": 2, "probe_scale": 0.5},
         {"chi": lambda t: 0.4 * (1 - t), "guidance": 0.5},
+        {"step_size": "clipped", "guidance": 0.05},
+        {"step_size": "normalized", "guidance": 0.3},
     ),
     ids=str,
 )
@@ -57,6 +60,39 @@ def test_path_weights(product_mixture: Any, wrong_map: Any, options: dict[str, A
         reference=reference,
         **{"resample": "systematic", **options},
     )
+
+
+def test_a_clipped_step_weighed_by_its_own_gradient_is_caught(
+    product_mixture: Any, wrong_map: Any, monkeypatch: pytest.MonkeyPatch, reference: Any
+) -> None:
+    """The density ratio of the step that was not taken."""
+    guided, shift_of = dynamics.guided, dynamics.shift_of
+
+    def full(gradient: Tensor, kernel: Any, h: float, strength: Any, *_: Any) -> Any:
+        clipped = shift_of(gradient, kernel, h, strength, 0.05, 0.0, "clipped")
+        return clipped, shift_of(gradient, kernel, h, strength, 1.0, 0.0)
+
+    def wrongly(kernel: Any, shift: Any, noise: Any) -> Any:
+        taken, weighed = (None, None) if shift is None else shift
+        return guided(kernel, taken, noise)[0], guided(kernel, weighed, noise)[1]
+
+    monkeypatch.setattr(dynamics, "shift_of", lambda *a: Pair(*full(*a)))
+    monkeypatch.setattr(dynamics, "guided", wrongly)
+    options = {"weights": "path", "num_steps": PATH_STEPS, "resample": "systematic"}
+    found = estimate(run_tilt(product_mixture, wrong_map, 1, "denoiser", **options))
+    truth = reference(1)
+    assert deviations(found, truth.value, truth.standard_error).max() > 4
+
+
+class Pair(NamedTuple):
+    """The increment that is taken, and the one that is weighed."""
+
+    taken: Shift
+    weighed: Shift
+
+    @property
+    def length_squared(self) -> Tensor:
+        return self.taken.length_squared
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A normalised gradient step is as long as it says, whatever the scale of the reward."""
+"""Steps that are normalised or clipped are as long as they say, in a search and in a tilt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor
 import fmtt
 from fmtt.errors import UserError
 from fmtt.flow.oracle import Gaussian
-from fmtt.steering.kernel import Kernel, normalized_shift
+from fmtt.steering.kernel import Kernel
+from fmtt.steering.shift import Shift, shift_of
+from fmtt.tensor import expand_like
 
 FLOW = Gaussian([0.0, 0.0], 1.0)
 TARGET = torch.tensor([1.9, -1.9], dtype=torch.float64)
@@ -40,12 +42,49 @@ def test_the_scale_of_the_reward_does_not_matter() -> None:
     assert (found("gradient", 1.0) - found("gradient", 64.0)).abs().max() > 0.1
 
 
-def test_the_length_is_in_standard_deviations_of_the_noise() -> None:
-    gradient = torch.tensor([[3.0, 4.0], [0.0, 0.0], [1e-20, 0.0]])
-    shift = normalized_shift(gradient, Kernel(torch.zeros(3, 2), 0.25), 2.0)
-    torch.testing.assert_close(shift, torch.tensor([[0.6, 0.8], [0.0, 0.0], [1.0, 0.0]]))
+def step(step_size: str, gradient: Tensor, guidance: float = 2.0, strength: float = 0.5) -> Tensor:
+    """The increment of a step of noise variance 1/4."""
+    kernel = Kernel(torch.zeros_like(gradient), 0.25)
+    shift: Shift = shift_of(gradient, kernel, 0.1, strength, guidance, 0.0, step_size)
+    factor = torch.as_tensor(shift.factor, dtype=gradient.dtype).expand(len(gradient))
+    found = expand_like(factor, gradient) * gradient
+    squares = found.double().square().sum(1)
+    torch.testing.assert_close(shift.length_squared.expand_as(squares), squares)
+    return found
+
+
+def test_a_normalised_length_is_in_standard_deviations_of_the_noise() -> None:
+    gradient = torch.tensor([[3.0, 4.0], [0.0, 0.0], [1e-15, 0.0], [1e-30, 0.0]])
+    expected = torch.tensor([[0.6, 0.8], [0.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    torch.testing.assert_close(step("normalized", gradient), expected)
+    torch.testing.assert_close(step("normalized", gradient, strength=0.01), expected)
+    expected[3, 0] = 1
+    torch.testing.assert_close(step("normalized", gradient.double()), expected.double())
+
+
+def test_a_clipped_step_is_the_gradients_own_until_it_is_too_long() -> None:
+    gradient = torch.tensor([[3.0, 4.0], [30.0, 40.0], [0.0, 0.0]])
+    own = 0.25 / 2 * 0.5 * gradient
+    torch.testing.assert_close(step("gradient", gradient, guidance=1.0), own)
+    clipped = step("clipped", gradient)
+    torch.testing.assert_close(clipped, torch.tensor([[0.1875, 0.25], [0.6, 0.8], [0.0, 0.0]]))
+    torch.testing.assert_close(clipped[0], own[0])
+
+
+@pytest.mark.parametrize("step_size", ["clipped", "normalized"])
+@pytest.mark.parametrize("weights", ["exact", "paper"])
+def test_only_path_weights_allow_them(step_size: str, weights: str) -> None:
+    options = {"num_particles": 4, "num_steps": 3, "step_size": step_size, "weights": weights}
+    with pytest.raises(UserError, match=f"step_size='{step_size}' .*: use weights='path'"):
+        fmtt.tilt(FLOW, lambda x, cond=None: -x.square().sum(1), **options)  # type: ignore[arg-type]
+
+
+def test_a_drift_of_given_length_is_refused() -> None:
+    options: dict[str, Any] = {"num_particles": 4, "num_steps": 3, "chi": 0.1, "weights": "path"}
+    with pytest.raises(UserError, match="chi contradicts step_size='normalized'"):
+        fmtt.tilt(FLOW, lambda x, cond=None: -x.square().sum(1), step_size="normalized", **options)
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(UserError, match="step_size must be one of gradient, normalized, got 'unit'"):
+    with pytest.raises(UserError, match="step_size must be one of gradient, clipped, normalized, got 'unit'"):
         found("unit", 1.0)
