@@ -47,7 +47,7 @@ class NetworkConfig:
 
 @dataclass
 class OptimizerConfig:
-    """Muon for the blocks' matrices, AdamW for the rest."""
+    """Muon for the matrices of hidden layers, AdamW for the rest."""
 
     lr: float = 1e-3
     muon_lr: float = 3e-3

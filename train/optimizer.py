@@ -1,4 +1,4 @@
-"""Muon for the matrices inside blocks, AdamW for everything else, behind one optimizer."""
+"""Muon for hidden matrices, AdamW for everything else, behind one optimizer."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from torch.optim import AdamW, Optimizer
 
 from train.muon import Muon
 
+HIDDEN = frozenset({"blocks", "layers"})
+"""What networks call the modules between their first and last layer."""
+
 
 class MuonWithAdamW(Optimizer):
     """Two optimizers that step together, so that schedulers and checkpoints see one.
 
-    Muon takes hidden matrices; AdamW takes embeddings, modulation, outputs and vectors.
+    Muon takes hidden matrices; AdamW takes embeddings, outputs and vectors.
 
     Args:
         matrices, others: the two groups of parameters.
@@ -61,12 +64,13 @@ class MuonWithAdamW(Optimizer):
 
 
 def split_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """(matrices of the network's ``blocks``, all other parameters), trainable ones only."""
+    """(matrices of the network's ``blocks`` or ``layers``, all other parameters), trainable ones only."""
     matrices, others = [], []
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        is_matrix = parameter.ndim == 2 and ".blocks." in f".{name}" and name.endswith(".weight")
+        hidden = not HIDDEN.isdisjoint(name.split("."))
+        is_matrix = hidden and parameter.ndim == 2 and name.endswith(".weight")
         (matrices if is_matrix else others).append(parameter)
     return matrices, others
 

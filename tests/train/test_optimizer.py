@@ -25,7 +25,8 @@ def test_every_trainable_parameter_is_in_one_group(net):
     ids = [id(p) for p in (*matrices, *others)]
     assert sorted(ids) == sorted(id(p) for p in net.parameters() if p.requires_grad)
     assert all(p.ndim == 2 for p in matrices)
-    assert len(matrices) == (4 * 2 if isinstance(net, DiT) else 0)  # qkv, proj, up, down of every block
+    # qkv, proj, up, down of every block; modulation, up, down of every layer.
+    assert len(matrices) == (4 * len(net.blocks) if isinstance(net, DiT) else 3 * len(net.layers))
 
 
 def optimizer_of(net: DiT) -> tuple[MuonWithAdamW, LambdaLR]:
