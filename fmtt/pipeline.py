@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline, FlowMapEulerDiscreteScheduler
+from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
@@ -144,7 +144,8 @@ class FMTTPipeline(DiffusionPipeline):
         network = network_of(self.flow_map)
         export.check_sampler(network)
         pipeline = self._family_pipeline()
-        pipeline.register_modules(transformer=network.transformer, scheduler=FlowMapEulerDiscreteScheduler())
+        scheduler = export.scheduler_of(self.flow_map)
+        pipeline.register_modules(transformer=network.transformer, scheduler=scheduler)
         pipeline.save_pretrained(save_directory, **options)
         beside = Path(save_directory) / export.FLOW_MAP
         export.save(self.flow_map, beside, pretrained="..", own_transformer=False)

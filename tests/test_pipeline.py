@@ -42,44 +42,48 @@ def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_sampling_equals_diffusers_own_pipeline(name: str):
-    """A model without a second time takes Euler steps: those of diffusers at the same noise levels."""
-    own: Any = MAKERS[name]()
-    pipe = FMTTPipeline.from_pipe(own)
-    sigmas = [1.0, 0.7, 0.3]
-    noise = torch.randn(2, 4, 4, 4)
-    out = pipe(
-        ["a cat", "a dog"],
-        guidance_scale=3.0,
-        num_inference_steps=3,
-        sigmas=sigmas,
-        latents=noise,
-        output_type="pt",
-        **SHORT,
-    )
-    own.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0)
+WORDS = ["a cat", "a dog"]
+
+
+def theirs(own: Any, name: str, noise: Tensor, **options: Any) -> Tensor:
+    """Pictures of diffusers' own pipeline from the same latents (2, 4, 4, 4)."""
     own.set_progress_bar_config(disable=True)
-    options: dict[str, Any] = {"latents": noise}
-    if name == "flux":
-        options["latents"] = own._pack_latents(noise, 2, 4, 4, 4)
+    options["latents"] = own._pack_latents(noise, 2, 4, 4, 4) if name == "flux" else noise
     if name == "sana":
         options |= {"use_resolution_binning": False, "complex_human_instruction": None}
     if name == "lumina2":
         options |= {"cfg_normalization": False}
     if name in ("sana", "lumina2"):
         own.check_inputs = lambda *a, **k: None  # asks for sizes that tiny models do not have
-    theirs = own(
-        ["a cat", "a dog"],
-        guidance_scale=3.0,
-        num_inference_steps=3,
-        sigmas=sigmas,
-        output_type="pt",
-        **SHORT,
-        **options,
-    ).images
-    torch.testing.assert_close(out.images, theirs, rtol=0, atol=1e-4)
+    return own(WORDS, guidance_scale=3.0, output_type="pt", **SHORT, **options).images
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_sampling_equals_diffusers_own_pipeline(name: str):
+    """A model without a second time takes Euler steps: those of diffusers at the same noise levels."""
+    own: Any = MAKERS[name]()
+    pipe = FMTTPipeline.from_pipe(own)
+    noise = torch.randn(2, 4, 4, 4)
+    options: dict[str, Any] = {"num_inference_steps": 3, "sigmas": [1.0, 0.7, 0.3]}
+    out = pipe(WORDS, guidance_scale=3.0, latents=noise, output_type="pt", **SHORT, **options)
     assert out.log_weights is None and out.cost.forwards == 6 and out.cost.decodes == 2
+    own.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0)
+    torch.testing.assert_close(out.images, theirs(own, name, noise, **options), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_saved_flow_map_runs_in_diffusers_own_pipeline(name: str, tmp_path: Any):
+    """An untrained map's steps are Euler steps, which the saved scheduler takes at the same noise levels."""
+    pipe = FMTTPipeline.from_pipe(MAKERS[name]())
+    pipe.flow_map = student_of(pipe._map(8, 8))
+    pipe.save_pretrained(tmp_path / "map")
+    plain = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "map", dtype=torch.float32)
+    assert type(plain).__name__ == FAMILIES[name].names.pipeline
+    noise = torch.randn(2, 4, 4, 4)
+    for steps in (1, 3):
+        options: dict[str, Any] = {"num_inference_steps": steps}
+        out = pipe(WORDS, guidance_scale=3.0, latents=noise, output_type="pt", **SHORT, **options)
+        torch.testing.assert_close(out.images, theirs(plain, name, noise, **options), rtol=0, atol=1e-4)
 
 
 def test_a_tilt_with_four_particles(pipe: Any):
@@ -236,7 +240,7 @@ def test_saved_and_opened_again(pipe: Any, tmp_path: Any):
     torch.testing.assert_close(loaded(x, 0.0, 1.0, cond), pipe.flow_map(x, 0.0, 1.0, cond), rtol=0, atol=1e-4)
     assert base_of(tmp_path / "map", loaded.config) == str(tmp_path / "map")
     plain = diffusers.FluxPipeline.from_pretrained(tmp_path / "map")
-    assert isinstance(plain.scheduler, diffusers.FlowMapEulerDiscreteScheduler)
+    assert isinstance(plain.scheduler, diffusers.FlowMatchEulerDiscreteScheduler)
 
 
 def test_diffusers_flow_map_scheduler_takes_the_same_steps(pipe: Any):

@@ -60,7 +60,7 @@ def write_export(
 def _write_pipeline(
     student: NeuralFlowMap, out_dir: Path, args: Mapping[str, Any], options: Mapping[str, Any]
 ) -> None:
-    from fmtt.models.diffusers.pretrained import library, load_pipeline
+    from fmtt.models.diffusers.pretrained import load_pipeline
 
     empty = out_dir.is_dir() and not any(out_dir.iterdir())
     if out_dir.exists() and not (out_dir / PIPELINE).is_file() and not empty:
@@ -69,7 +69,7 @@ def _write_pipeline(
     own = {} if options["lora"] is not None else {"transformer": network_of(student).transformer}
     whole = load_pipeline(args["pretrained"], dtype=dtype, **own)
     if own:
-        whole.register_modules(scheduler=library().FlowMapEulerDiscreteScheduler())
+        whole.register_modules(scheduler=export.scheduler_of(student))
     with atomic_folder(out_dir) as new:
         whole.save_pretrained(new, safe_serialization=True)
         (new / "README.md").write_text(str(options["card"]), encoding="utf-8")

@@ -116,8 +116,17 @@ def _fmtt_tilt(lookahead: str) -> Callable[[Task], Result]:
         steps = 2 * task.steps(1 / 2.4, 4)
         sizes = {"num_particles": task.afford(3 * steps - 4), "num_steps": steps}
         kernel = "renoise" if lookahead == "flow_map" else "sde"
-        options = {"lookahead": lookahead, "weights": "path", "kernel": kernel, "times": _late}
-        return tilt(**sizes, **options, **task.velocity, **task.common)
+        # A sharp reward's own step overshoots; path weights make up for clipping it.
+        guide = {"step_size": "clipped", "guidance": 2.0, "weights": "path"}
+        return tilt(
+            **sizes,
+            **guide,
+            lookahead=lookahead,
+            kernel=kernel,
+            times=_late,
+            **task.velocity,
+            **task.common,
+        )
 
     return method
 

@@ -178,6 +178,11 @@ def check_sampler(network: LatentTransformer) -> None:
         )
 
 
+def scheduler_of(flow_map: NeuralFlowMap) -> Any:
+    """The scheduler with which diffusers' own pipeline of the family takes the flow map's noise levels."""
+    return getattr(library(), network_of(flow_map).names.scheduler)()
+
+
 def base_of(path: str | Path, config: Mapping[str, Any]) -> str:
     """Folder or hub id of the pipeline that the export at ``path`` was made from."""
     where = str(config["network"]["args"]["pretrained"])

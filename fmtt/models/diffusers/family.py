@@ -43,6 +43,9 @@ class Names(NamedTuple):
         conditions: that every call needs.
         lora: suffixes of the linear layers that adapters are put on.
         output: the transformer's last linear layer.
+        scheduler: of a pipeline's folder that holds a flow map. FlowMapEulerDiscreteScheduler, except in
+            families whose pipeline shifts its noise levels by the picture's size: it does not take the shift.
+            Both step from one noise level to the next.
     """
 
     family: str
@@ -53,6 +56,7 @@ class Names(NamedTuple):
     conditions: tuple[str, ...]
     lora: tuple[str, ...]
     output: str = "proj_out"
+    scheduler: str = "FlowMapEulerDiscreteScheduler"
 
 
 class LatentTransformer(nn.Module, ABC):

@@ -45,6 +45,7 @@ class Flux(LatentTransformer):
             *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
             *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp"),
         ),
+        scheduler="FlowMatchEulerDiscreteScheduler",
     )
 
     guided = False

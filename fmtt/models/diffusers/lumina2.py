@@ -30,6 +30,7 @@ class Lumina2(LatentTransformer):
             *("feed_forward.linear_1", "feed_forward.linear_2", "feed_forward.linear_3"),
         ),
         output="norm_out.linear_2",
+        scheduler="FlowMatchEulerDiscreteScheduler",
     )
 
     @classmethod

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import train.tangents
 from fmtt.errors import UserError
+from fmtt.models.diffusers.pretrained import FAMILIES
 from tests.models.diffusers.conftest import conditions
 from tests.train.diffusers.conftest import SHAPE
 from train.__main__ import main
@@ -47,6 +48,13 @@ def test_the_run_ends_with_that_line(yaml: Any, words: Any, capsys: Any):
     assert main(["distill", str(yaml), *words("sd3", HALF, "derivative=finite_difference")]) == 2
     error = capsys.readouterr().err
     assert ROUNDED in error and error.rstrip().count("\n") == 0
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_forward_mode_of_every_family_passes_the_check_in_half_precision(name: str, settings: Settings):
+    """FLUX.1 rounds 1000 times its guidance scale, 3.5, to its weights' dtype, and the reference does not."""
+    given = (HALF, "derivative=jvp", *(["teacher.guidance=3.5"] if name == "flux" else []))
+    assert bool(first_step(settings(name, *given), name).per_sample.isfinite().all())
 
 
 @pytest.mark.parametrize("change", ["derivative=jvp", "derivative=auto", "objective.name=psd"])
