@@ -124,7 +124,7 @@ class FMTTPipeline(DiffusionPipeline):
         with one_line(str(where)):
             given = {"use_safetensors": True, **pretrained.left_out(str(where), options), **options}
             pipeline = DiffusionPipeline.from_pretrained(where, **given)
-        steered = cls.from_pipe(pipeline, dtype=pipeline.transformer.dtype)
+            steered = cls.from_pipe(pipeline, dtype=pipeline.transformer.dtype)
         own = Path(where) / export.FLOW_MAP
         if own.is_dir():
             steered.flow_map = export.attach(own, steered.transformer)

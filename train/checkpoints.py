@@ -93,7 +93,8 @@ def final_checkpoint(run_dir: Path) -> tuple[int, dict[str, Any]]:
     # Path.glob raises for a name that is too long.
     found = newest_checkpoint(run_dir / "checkpoints") if os.path.isdir(run_dir) else None
     if found is None:
-        raise UserError(f"{run_dir} holds no readable checkpoint: give the run_dir of a training run")
+        what = "holds no readable checkpoint" if os.path.isdir(run_dir) else "is not there"
+        raise UserError(f"{run_dir} {what}: give the run_dir of a training run")
     return found[0], _load(found[1], ("optimizer_states",))
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -83,6 +85,7 @@ def export_run(
     """
     run_dir, out_dir = Path(run_dir), Path(out_dir)
     step, content = final_checkpoint(run_dir)
+    _check_replaced(out_dir, content["export"], read_config(run_dir / "config.yaml"))
     student = rebuild(content)
     config = read_config(run_dir / "config.yaml")
     about, metrics = content["export"], last_metrics(run_dir)
@@ -98,7 +101,7 @@ def export_run(
         "seed": config["seed"],
         "objective": config["objective"],
         "times": config["times"],
-        "guidance": config.get("guidance", {}),
+        "guidance": _guidance(config),
         "optimizer": config["optimizer"],
         "data": data_name(config["data"]),
         "teacher": teacher_name(config["teacher"]),
@@ -167,6 +170,38 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"{path} is damaged: put it back, or train again")
     return cast(dict[str, Any], config)
+
+
+def _check_replaced(out_dir: Path, about: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Refuse to replace another model's export; one of the same kind, network, data and teacher may be.
+
+    Raises:
+        UserError: saying what is there.
+    """
+    for place in (out_dir, out_dir / "flow_map"):
+        try:
+            found = json.loads((place / "config.json").read_text(encoding="utf-8"))
+            there = [found["kind"], found["network"]["name"], tuple(found["data_shape"])]
+            there += [found["trained"].get(name) for name in ("data", "teacher")]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # no export, which is for the writer to say
+        own = [about["kind"], about["network"], tuple(about["data_shape"])]
+        own += [data_name(config["data"]), teacher_name(config["teacher"])]
+        if there != own:
+            raise UserError(
+                f"{out_dir} holds another model's export ({there[0]}, {there[1]}, data {there[3]}, teacher "
+                f"{there[4] or 'none'}): give another folder, or delete it first"
+            )
+
+
+def _guidance(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The guidance that the student learnt; with a pipeline the teacher's, at a scale or in an interval."""
+    teacher = config["teacher"]
+    if not isinstance(teacher, Mapping):
+        return dict(config.get("guidance", {}))
+    given = teacher.get("guidance") or []
+    ends = given if isinstance(given, list) else [given]
+    return {"scale": [float(ends[0]), float(ends[-1])]} if ends else {}
 
 
 def _metrics_table(metrics: dict[str, float]) -> str:

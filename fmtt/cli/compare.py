@@ -210,7 +210,9 @@ def _write(
         table.append(statistics.row(method, amount, runs))
         shown[method] = runs.best[:SHOWN]  # of the largest budget in the end
     if not table:
-        raise UserError(f"--budgets are too small for every method: {'; '.join(missing)}")
+        if cells.discard(args.out / "cells", plan):  # nothing came of it, so the folder is free again
+            (args.out / "comparison.json").unlink(missing_ok=True)
+        raise UserError(f"--budgets are too small for every method, give larger ones: {'; '.join(missing)}")
     table = statistics.mark_top(table)
     base = _base_restoration(setting, model)
     pictures = []

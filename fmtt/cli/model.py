@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fmtt import png
 from fmtt.cli.guidance import check_teacher, chosen_scale
-from fmtt.cli.text import VALUES, Text, needs_text, pipeline_teacher, refuse_options
+from fmtt.cli.text import VALUES, Text, check_family, needs_text, pipeline_teacher, refuse_options
 from fmtt.errors import UserError
 from fmtt.flow.flow_map import NeuralFlowMap
 from fmtt.models.checkpoint import ASSETS, load, shipped
@@ -72,6 +72,8 @@ class Model:
         """
         other = pipeline_teacher(export, self.map, self.device) if self.text is not None else None
         other = other or load(export, self.device, self.weights_dtype)
+        if self.text is not None:
+            check_family(other, self.map, f"{option} {export}")
         for what, mine, theirs in (
             ("data shape", self.map.data_shape, other.data_shape),
             ("interpolant", self.map.interpolant.name, other.interpolant.name),

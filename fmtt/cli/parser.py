@@ -74,6 +74,8 @@ def _text(command: Parser) -> None:
     add("--prompt", metavar="TEXT", help="for exports of text-to-image models")
     _guidance(command)
     add("--negative-prompt", metavar="TEXT", help="of their guidance by two passes")
+    add("--height", type=whole(1), help="of their pictures in pixels (default: the export's)")
+    add("--width", type=whole(1), help="of their pictures in pixels (default: the export's)")
     add("--dtype", type=one_of(DTYPES), help="of the weights (default: as stored; float32 beside a pipeline)")
 
 

@@ -14,6 +14,7 @@ from fmtt.rewards import arguments as constructor
 
 NOTE = (
     "Write NAME:key=value,... and join several as A + 0.5*B, with spaces around the plus sign.\n"
+    "Several numbers are joined by colons: colour:rgb=1:0:0.\n"
     "value_range, the model's values for black and white, comes from the export, and device from --device, "
     "unless they are given."
 )
@@ -65,7 +66,7 @@ def _lines(name: str) -> list[str]:
     keys = [
         f"{argument.name}={argument.default_text}"
         if argument.default is not constructor.REQUIRED
-        else f"{argument.name} (required)"
+        else f"{argument.name} (required: {argument.type_name})"
         for argument in constructor.of(REWARDS[name]).values()
     ]
     gradient = {True: "differentiable", False: "no gradient", None: "gradient unknown until tried"}

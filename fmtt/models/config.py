@@ -46,7 +46,11 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: an export holds config.json and model.safetensors") from None
+        if (path.parent / "checkpoints").is_dir():
+            hint = f"this is a training run: python -m train export {path.parent} EXPORT_DIR"
+        else:
+            hint = "an export holds config.json and model.safetensors"
+        raise UserError(f"{path} is missing: {hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}); copy the export again") from error
     try:

@@ -87,7 +87,10 @@ def _convert_tuple(what: str, text: str, kinds: tuple[Any, ...]) -> tuple[Any, .
     each = [kinds[0]] * len(parts) if kinds[-1] is Ellipsis else kinds
     if len(parts) != len(each):
         raise UserError(f"{what} must be {_in_words(tuple[kinds])}, got {text!r}")
-    return tuple(convert(what, part, kind) for part, kind in zip(parts, each, strict=True))
+    try:
+        return tuple(convert(what, part, kind) for part, kind in zip(parts, each, strict=True))
+    except UserError:
+        raise UserError(f"{what} must be {_in_words(tuple[kinds])}, got {text!r}") from None
 
 
 def _separator(kinds: tuple[Any, ...]) -> str:
@@ -106,7 +109,7 @@ def _in_words(kind: Any) -> str:
     if origin is Literal:
         return " or ".join(map(str, inner))
     if origin is tuple:
-        noun = "texts" if inner[0] is str else "numbers"
+        noun = "texts" if inner[0] is str else "numbers"  # a:b:c, as convert reads them
         if inner[-1] is Ellipsis:
             return f"{noun} separated by {_separator(inner)}"
         return f"{len(inner)} {noun} separated by {_separator(inner)}"

@@ -201,7 +201,9 @@ def _check_continuous(rule: Rule, noisy: bool, given: str | None) -> None:
     if rule.gradient == "zeroth":
         raise UserError(f"gradient='zeroth' {under}")
     if not rule.guides and noisy:
-        raise UserError(f"weights={rule.weights!r} needs the reward's gradient: or use weights='path'")
+        raise UserError(
+            f"weights={rule.weights!r} needs the reward's gradient, which is left out: use weights='path'"
+        )
 
 
 def _check_resampling(resampling: Resampling, weights: str) -> None:

@@ -82,7 +82,10 @@ def particles(
         if shape is not None and tuple(x.shape[1:]) != tuple(shape):
             raise UserError(f"x_init has rows of shape {tuple(x.shape[1:])}, the data have {tuple(shape)}")
         if x.shape[0] not in (1, num_particles, total):
-            raise UserError(f"x_init must have 1, {num_particles} or {total} rows, got {x.shape[0]}")
+            counts = " or ".join(map(str, sorted({1, num_particles, total})))
+            raise UserError(
+                f"x_init must have {counts} rows, for one start for all or one per particle, got {x.shape[0]}"
+            )
         if x.shape[0] != total:
             x = x.repeat(total // x.shape[0], *([1] * (x.ndim - 1)))
         if x_init_is == "clean":

@@ -151,7 +151,7 @@ def test_a_function_may_make_a_reward(monkeypatch: pytest.MonkeyPatch):
         ("toy:fast=1", "must be true or false, got '1'"),
         ("toy:mode=summ", "must be one of sum, mean, got 'summ'; did you mean 'sum'?"),
         ("toy:pair=1:2:3", "must be 2 numbers separated by :, got '1:2:3'"),
-        ("toy:pair=1:x", "pair must be a whole number, got 'x'"),
+        ("toy:pair=1:x", "pair must be 2 numbers separated by :, got '1:x'"),
         ("toy:size=big", "must be a number or auto, got 'big'"),
         ("symmetry:axis=diagonal", "axis must be one of vertical, horizontal"),
         ("symmetry:value_range=1:0", "low < high, got 1:0"),

@@ -55,7 +55,7 @@ def test_every_reward_is_listed(capsys):
     assert all(f"\n{name}: " in f"\n{printed}" for name in REWARDS)
     assert "axis=vertical, strength=1000, value_range=-1:1" in printed
     assert "differentiable; values from -inf to 0; needs pixels" in printed
-    assert "rgb (required)" in printed
+    assert "rgb (required: numbers separated by :)" in printed
 
 
 def test_one_reward_is_shown_in_full(capsys):

@@ -16,7 +16,19 @@ from fmtt.cli.parser import build_parser
 
 ALIASES = {"init": "x_init", "init_is": "x_init_is", "teacher": "velocity", "label": "cond"}
 ALIASES |= dict.fromkeys(("prompt", "guidance_scale", "negative_prompt"), "cond")
-OF_THE_COMMAND = {"command", "run", "export", "reward", "out", "seed", "judge", "tolerance", "device"}
+OF_THE_COMMAND = {
+    "command",
+    "run",
+    "export",
+    "reward",
+    "out",
+    "seed",
+    "judge",
+    "tolerance",
+    "device",
+    "height",
+    "width",
+}
 
 
 @pytest.mark.parametrize(("command", "function"), [("tilt", fmtt.tilt), ("search", fmtt.search)])

@@ -57,10 +57,23 @@ def test_a_velocity_model_teaches_a_flow_map(toy, tmp_path):
     assert fmtt.load(export_run(mapped, tmp_path / "map")).config["trained"]["teacher"] == "teacher"
 
 
+def test_another_models_export_is_not_replaced(toy, tmp_path, capsys):
+    """One of the same kind, network, data and teacher is: the run went on, or has another seed."""
+    velocity = train(toy("max_steps=1", run="velocity"), "pretrain")
+    teacher = export_run(velocity, tmp_path / "teacher")
+    before = {path.name: path.read_bytes() for path in teacher.iterdir()}
+    mapped = train(toy("max_steps=1", f"teacher={teacher}", distill="lmd"), "distill")
+    assert main(["export", str(mapped), str(teacher)]) == 2
+    error = capsys.readouterr().err
+    assert "holds another model's export (velocity, mlp" in error and error.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in teacher.iterdir()} == before
+    assert main(["export", str(velocity), str(teacher)]) == 0
+
+
 @pytest.mark.parametrize(
     "break_it, says",
     [
-        (lambda run: shutil.rmtree(run), "holds no readable checkpoint"),
+        (lambda run: shutil.rmtree(run), "is not there: give the run_dir"),
         (lambda run: shutil.rmtree(run / "checkpoints"), "holds no readable checkpoint"),
         (lambda run: (run / "config.yaml").unlink(), "config.yaml is missing or damaged"),
         (lambda run: (run / "config.yaml").write_text("a: [1"), "config.yaml is missing or damaged"),

@@ -6,7 +6,7 @@ Cells are the unit of work: they run in any order and in any process, and a fini
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -179,6 +179,16 @@ def load(folder: Path, cell: Cell) -> Runs | None:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}); delete it and run the same command") from error
     return Runs(**tensors) if tensors else None
+
+
+def discard(folder: Path, plan: Iterable[Cell]) -> bool:
+    """Delete the cells' files; True when the folder then holds no other, and is gone too."""
+    for cell in plan:
+        (folder / f"{cell.name}.safetensors").unlink(missing_ok=True)
+    if any(folder.glob("*")):
+        return False
+    folder.rmdir()
+    return True
 
 
 def finished(folder: Path, cell: Cell) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fmtt.errors import UserError
 from fmtt.models.diffusers import masked_prompt
 from fmtt.models.diffusers.family import LatentTransformer, Names
 
@@ -47,6 +48,12 @@ class Lumina2(LatentTransformer):
         return self.transformer.time_caption_embed.time_proj(t).to(self.dtype)
 
     def predict(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        length, places = int(cond[masked_prompt.MASK].sum(1).max()), self.transformer.config.axes_lens[0]
+        if length >= places:  # the picture takes the place after the prompt
+            raise UserError(
+                f"the prompt has {length} tokens, this lumina2 model has room for {places - 1}: shorten it, "
+                f"or encode with a max_sequence_length of {places - 1}"
+            )
         out = self.transformer(
             hidden_states=x.contiguous(),
             timestep=1 - sigma,

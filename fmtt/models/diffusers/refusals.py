@@ -11,14 +11,16 @@ import torch
 
 from fmtt import hub
 from fmtt.errors import UserError
+from fmtt.quiet import quiet
 
 
 @contextmanager
 def one_line(where: str) -> Iterator[None]:
-    """Turn what diffusers raises about ``where`` into one line with the remedy."""
+    """Turn what diffusers raises about ``where`` into one line with the remedy; its own bars and advice are
+    left out."""
     _refuse_other_kinds(where)
     try:
-        with hub.cache_if_unreachable(where):
+        with quiet("diffusers", "transformers"), hub.cache_if_unreachable(where):
             yield
     except UserError:
         raise

@@ -55,7 +55,7 @@ def add_lora(transformer: nn.Module, lora: Lora, usual: Sequence[str]) -> None:
     if adapter_layers(transformer):
         raise UserError("this transformer has adapters already: load the teacher again for another student")
     if lora.rank < 1:
-        raise UserError(f"lora.rank must be at least 1, got {lora.rank}")
+        raise UserError(f"student.lora.rank must be at least 1, got {lora.rank}")
     config = LoraConfig(
         r=lora.rank, lora_alpha=cast(int, lora.alpha or lora.rank), target_modules=list(lora.targets or usual)
     )

@@ -83,7 +83,7 @@ def test_it_continues_where_it_stopped(export, tmp_path, monkeypatch):
         return real(setting, cell)
 
     monkeypatch.setattr(cells, "run", stops)
-    assert compare(export, tmp_path / "a") == 1
+    assert compare(export, tmp_path / "a") == 130
     monkeypatch.setattr(cells, "run", lambda setting, cell: (ran.append(cell.name), real(setting, cell))[1])
     assert compare(export, tmp_path / "a") == 0
     assert len(ran) == len(set(ran)) == 4
@@ -152,6 +152,11 @@ def test_mistakes_are_one_line(export, tmp_path, capsys, more, message):
     assert compare(export, tmp_path, *more) == 2
     said = capsys.readouterr().err
     assert re.search(message, said) and said.count("\n") == 1
+
+
+def test_a_budget_too_small_leaves_the_folder_free(export, tmp_path):
+    assert compare(export, tmp_path, "--budgets", "1") == 2
+    assert not (tmp_path / "cells").exists() and not (tmp_path / "comparison.json").exists()
 
 
 def test_budgets_of_reward_calls_are_kept(export, tmp_path):

@@ -18,7 +18,7 @@ from fmtt.models.diffusers.layer_norm import TangentLayerNorm
 from fmtt.models.diffusers.pretrained import FAMILIES, encode_prompts, load_flow_map, load_pipeline
 from fmtt.models.diffusers.student import student_of
 from fmtt.tensor import expand_like
-from tests.models.diffusers.conftest import conditions, diffusers
+from tests.models.diffusers.conftest import WIDTH, conditions, diffusers
 
 Folder = Callable[[str], str]
 every_family = pytest.mark.parametrize("name", FAMILIES)
@@ -259,3 +259,20 @@ def test_prompts_become_the_conditions_that_the_network_needs(name: str, folder:
     changed = flow_map.velocity(x, s, other)
     torch.testing.assert_close(changed[0], velocity[0], rtol=0, atol=1e-5)
     assert (changed[1] - velocity[1]).abs().max() > 1e-4
+
+
+def test_a_prompt_longer_than_lumina2_has_positions_for_is_refused(folder: Folder):
+    flow_map = load_flow_map(folder("lumina2"))
+    network: Any = flow_map.network
+    places: int = network.transformer.config.axes_lens[0]
+    x = torch.randn(1, *flow_map.data_shape)
+    for length, fits in ((places - 1, True), (places, False)):
+        cond = {
+            "prompt_embeds": torch.randn(1, length, WIDTH),
+            "prompt_attention_mask": torch.ones(1, length, dtype=torch.long),
+        }
+        if fits:
+            assert bool(flow_map(x, 0.0, 0.5, cond).isfinite().all())
+            continue
+        with pytest.raises(UserError, match=f"has {places} tokens, .* room for {places - 1}: shorten it"):
+            flow_map(x, 0.0, 0.5, cond)

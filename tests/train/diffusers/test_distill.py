@@ -131,7 +131,7 @@ def test_a_run_to_pictures(yaml: Path, words: Words, folder: Any, tmp_path: Path
     assert (tmp_path / "s" / "samples.png").is_file()
     capsys.readouterr()
     for arguments, message in (
-        (sample, "makes images from text: give --prompt"),
+        (sample, "makes images from text: sample, tilt"),
         ([*sample, "--prompt", "a", "--label", "1"], "not class-conditional"),
         (["sample", "clock-map", "--prompt", "a", "--out", str(tmp_path / "s")], "takes no text"),
     ):
