@@ -34,6 +34,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         program, "EXACT", {"num_particles": 4, "num_populations": 2, "base_samples": 16, "sharpness": 0.2}
     )
     monkeypatch.setattr(exact, "STEPS", 4)
+    monkeypatch.setattr(program, "PROCESSES", 1)
     monkeypatch.setattr(hit_rate, "RUNS", 2)
     monkeypatch.setattr(hit_rate, "BUDGETS", (100, 150))
     monkeypatch.setattr(hit_rate, "BASE_STEPS", 10)
