@@ -39,6 +39,7 @@ from fmtt.models.diffusers.decoder import OUTPUTS, DecodedReward, Decoder, as_ou
 from fmtt.models.diffusers.refusals import one_line
 from fmtt.models.diffusers.steps import StepEnd, ToldVelocity, sample_through, times_of
 from fmtt.models.diffusers.student import network_of
+from fmtt.quiet import quiet
 from fmtt.steering.cost import Cost
 from fmtt.steering.result import SearchResult, TiltResult
 from fmtt.steering.search import search
@@ -124,7 +125,8 @@ class FMTTPipeline(DiffusionPipeline):
         with one_line(str(where)):
             given = {"use_safetensors": True, **pretrained.left_out(str(where), options), **options}
             pipeline = DiffusionPipeline.from_pretrained(where, **given)
-            steered = cls.from_pipe(pipeline, dtype=pipeline.transformer.dtype)
+            with quiet("diffusers"):  # which tells of an empty list of modules
+                steered = cls.from_pipe(pipeline, dtype=pipeline.transformer.dtype)
         own = Path(where) / export.FLOW_MAP
         if own.is_dir():
             steered.flow_map = export.attach(own, steered.transformer)

@@ -8,14 +8,16 @@ from importlib import import_module
 
 
 @contextmanager
-def quiet(*packages: str) -> Iterator[None]:
-    """Switch bars and warnings of ``diffusers`` or ``transformers`` off, and back to what they were."""
+def quiet(*packages: str, warnings: bool = False) -> Iterator[None]:
+    """Switch bars, and warnings unless they are asked for, of ``diffusers`` or ``transformers`` off, and back
+    to what they were."""
     logs = [import_module(f"{package}.utils.logging") for package in packages]
     before = [(log.is_progress_bar_enabled(), log.get_verbosity()) for log in logs]
     try:
         for log in logs:
             log.disable_progress_bar()
-            log.set_verbosity_error()
+            if not warnings:
+                log.set_verbosity_error()
         yield
     finally:
         for log, (bars, level) in zip(logs, before, strict=True):

@@ -181,17 +181,20 @@ def _check_replaced(out_dir: Path, about: Mapping[str, Any], config: Mapping[str
     for place in (out_dir, out_dir / "flow_map"):
         try:
             found = json.loads((place / "config.json").read_text(encoding="utf-8"))
-            there = [found["kind"], found["network"]["name"], tuple(found["data_shape"])]
-            there += [found["trained"].get(name) for name in ("data", "teacher")]
+            there = [found["kind"], found["network"]["name"], str(tuple(found["data_shape"]))]
+            there += [str(found["trained"].get(name) or "none") for name in ("data", "teacher")]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # no export, which is for the writer to say
-        own = [about["kind"], about["network"], tuple(about["data_shape"])]
-        own += [data_name(config["data"]), teacher_name(config["teacher"])]
-        if there != own:
-            raise UserError(
-                f"{out_dir} holds another model's export ({there[0]}, {there[1]}, data {there[3]}, teacher "
-                f"{there[4] or 'none'}): give another folder, or delete it first"
-            )
+        own = [about["kind"], about["network"], str(tuple(about["data_shape"]))]
+        own += [data_name(config["data"]), teacher_name(config["teacher"]) or "none"]
+        names = ("kind", "network", "data shape", "data", "teacher")
+        differs = [
+            f"{name} {theirs}, here {mine}"
+            for name, theirs, mine in zip(names, there, own, strict=True)
+            if theirs != mine
+        ]
+        if differs:
+            raise UserError(f"{out_dir} holds another model's export ({differs[0]}): give another folder")
 
 
 def _guidance(config: Mapping[str, Any]) -> dict[str, Any]:

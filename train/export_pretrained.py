@@ -65,6 +65,8 @@ def _write_pipeline(
     empty = out_dir.is_dir() and not any(out_dir.iterdir())
     if out_dir.exists() and not (out_dir / PIPELINE).is_file() and not empty:
         raise UserError(f"{out_dir} exists and is not a pipeline: choose another folder")
+    if out_dir.exists() and not empty and not (out_dir / "flow_map").is_dir():
+        raise UserError(f"{out_dir} is a pipeline without a flow map, a base: choose another folder")
     dtype = getattr(torch, args["dtype"])
     own = {} if options["lora"] is not None else {"transformer": network_of(student).transformer}
     whole = load_pipeline(args["pretrained"], dtype=dtype, **own)

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from fmtt.errors import UserError
 from train.muon import Muon
 
+OTHER_LAYOUT = "the checkpoint's optimizer is laid out as in an older version: give another run_dir"
 HIDDEN = frozenset({"blocks", "layers"})
 """What networks call the modules between their first and last layer."""
 
@@ -58,8 +60,14 @@ class MuonWithAdamW(Optimizer):
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for part, state in zip(self.parts, state_dict["parts"], strict=True):
-            part.load_state_dict(state)
+        try:
+            for part, state in zip(self.parts, state_dict["parts"], strict=True):
+                part.load_state_dict(state)
+        except ValueError as error:
+            raise UserError(OTHER_LAYOUT) from error
+        for p, state in ((p, state) for part in self.parts for p, state in part.state.items()):
+            if any(isinstance(v, Tensor) and v.ndim > 0 and v.shape != p.shape for v in state.values()):
+                raise UserError(OTHER_LAYOUT)
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
@@ -69,7 +77,8 @@ def split_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Par
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        hidden = not HIDDEN.isdisjoint(name.split("."))
+        path = [part for part in name.split(".") if part not in ("network", "_orig_mod")]
+        hidden = path[0] in HIDDEN  # of our own networks: not the layers of a transformer of diffusers
         is_matrix = hidden and parameter.ndim == 2 and name.endswith(".weight")
         (matrices if is_matrix else others).append(parameter)
     return matrices, others

@@ -74,6 +74,8 @@ class Model:
         other = other or load(export, self.device, self.weights_dtype)
         if self.text is not None:
             check_family(other, self.map, f"{option} {export}")
+            if other.data_shape[0] == self.map.data_shape[0]:  # transformers take latents of any size
+                other.data_shape = self.map.data_shape
         for what, mine, theirs in (
             ("data shape", self.map.data_shape, other.data_shape),
             ("interpolant", self.map.interpolant.name, other.interpolant.name),

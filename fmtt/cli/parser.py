@@ -153,7 +153,7 @@ def build_parser() -> Parser:
     tilt = command("tilt", "Sample from the model's law tilted by a reward, with weights.", "tilt")
     tilt.add_argument("--num-steps", type=whole(1), default=50, help="of the SDE (default: %(default)s)")
     tilt.add_argument(
-        "--weights", type=one_of(WEIGHTS), help=f"{', '.join(WEIGHTS)} (default: exact; path with --init)"
+        "--weights", type=one_of(WEIGHTS), help=f"{', '.join(WEIGHTS)} (exact; path for clean --init)"
     )
     tilt.add_argument("--ess-threshold", type=real(0, 1), default=0.5, help="resample below this fraction")
     tilt.add_argument("--chi", type=real(0), default=0.0, help="extra drift along the reward's gradient")

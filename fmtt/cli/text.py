@@ -38,7 +38,7 @@ def needs_text(flow_map: NeuralFlowMap) -> bool:
 
 
 def refuse_options(args: Namespace) -> None:
-    """Refuse a prompt for a model that takes none.
+    """Refuse a prompt, or a size, for a model that takes none.
 
     Raises:
         UserError: naming the option.
@@ -53,7 +53,8 @@ class Text:
     """A text-to-image export as commands use it.
 
     Args:
-        args: with ``export``, ``prompt``, ``guidance_scale`` and ``negative_prompt``.
+        flow_map: whose ``data_shape`` becomes that of ``height`` and ``width``, where given.
+        args: with ``export``, ``prompt``, ``guidance_scale``, ``negative_prompt``, ``height`` and ``width``.
 
     Attributes:
         cond: conditions of the prompt, one row.
@@ -110,6 +111,12 @@ def _check_guidance(
         raise UserError(
             f"{args.export} takes a guidance scale as an input: give --guidance-scale, such as 3.5"
         )
+    if args.negative_prompt and network.two_passes and scale in (None, 1):
+        raise UserError("--negative-prompt has no effect without --guidance-scale above 1: give both")
+    if args.guidance_scale is not None and not (
+        network.guided or network.own_guidance is not None or network.embeds_guidance(network.transformer)
+    ):
+        raise UserError(f"{args.export} knows no guidance; leave --guidance-scale out")
     if args.negative_prompt and not network.two_passes:
         raise UserError(f"{args.export} takes one pass and no negative prompt; leave --negative-prompt out")
     low, high = trained_scales(flow_map) or (0.0, 0.0)

@@ -18,8 +18,9 @@ def run(args: Namespace) -> None:
 
     Under torchrun the processes share the particles, and the first of them writes.
     """
-    # Exact weights take the start for the model's own law at that time, which given samples are not.
-    args.weights = args.weights or ("path" if args.init else "exact")
+    # Exact weights take the start for the model's own law at that time, which noised samples do not have.
+    given = args.init and args.init_is == "clean"
+    args.weights = args.weights or ("path" if given else "exact")
     task = Task(args)
     pairs = 2 * args.num_probes if args.gradient == "zeroth" else 0
     looks = (1 + pairs) * -(-args.num_steps // args.gradient_every) + 1

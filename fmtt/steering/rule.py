@@ -160,7 +160,7 @@ def check(rule: Rule, given: str | None = None) -> None:
     if rule.weights not in WEIGHTS:
         raise UserError(f"weights must be one of {', '.join(WEIGHTS)}, got {rule.weights!r}")
     _check_resampling(rule.resampling, rule.weights)
-    check_step_size(rule.step_size)
+    check_step_size(rule.step_size, rule.guidance)
     if rule.every < 1:
         raise UserError(f"gradient_every must be at least 1, got {rule.every}")
     noisy = any(rule.noisy(k) for k in range(rule.plan.num_steps))

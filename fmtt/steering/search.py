@@ -108,7 +108,7 @@ def search(
     if not 1 <= keep <= num_particles:
         raise UserError(f"keep must lie between 1 and num_particles={num_particles}, got {keep}")
     tempered = check_selection(selection, temperature)
-    step_size = check_step_size(step_size)
+    step_size = check_step_size(step_size, guidance)
     field = flow_map.velocity if velocity is None else velocity
     ahead = lookaheads.choose(
         lookahead, lookahead_steps, flow_map, lookahead_map, field, tol=lookahead_tol, checkpoint=checkpoint

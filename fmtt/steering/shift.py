@@ -15,14 +15,16 @@ STEP_SIZES = ("gradient", "clipped", "normalized")
 """How long an increment is; the last two are measured in standard deviations of the step's noise."""
 
 
-def check_step_size(name: str) -> str:
+def check_step_size(name: str, guidance: float) -> str:
     """``name`` itself.
 
     Raises:
-        UserError: when it is none of STEP_SIZES.
+        UserError: when it is none of STEP_SIZES, or is to be a negative number of standard deviations long.
     """
     if name not in STEP_SIZES:
         raise UserError(f"step_size must be one of {', '.join(STEP_SIZES)}, got {name!r}")
+    if name != "gradient" and guidance < 0:
+        raise UserError(f"guidance, the length of a {name} step, must not be negative, got {guidance:g}")
     return name
 
 
@@ -65,15 +67,23 @@ def shift_of(
             "clipped" is the same with a guidance of 1, but at most ``guidance`` standard deviations long;
             "normalized" is that long, whatever the reward's scale and lambda.
     """
-    square = dot64(gradient, gradient)
     if step_size == "gradient":
+        square = dot64(gradient, gradient)
         return Shift(gradient, (guidance * kernel.variance / 2 + chi * h) * strength, square)
-    # A gradient whose square underflows gives no direction.
-    longest = guidance * kernel.deviation / square.sqrt().where(square > 0, torch.inf)
+    norm = _norm(gradient)
+    longest = guidance * kernel.deviation / norm.where(norm > 0, torch.inf)
     if step_size == "normalized":
-        return Shift(gradient, longest, square)
-    full = (kernel.variance / 2 + chi * h) * strength
-    return Shift(gradient, longest.clamp_max(torch.as_tensor(full).to(longest)), square)
+        return Shift(gradient, longest, norm**2)
+    full = torch.as_tensor((kernel.variance / 2 + chi * h) * strength).to(longest).expand_as(longest)
+    return Shift(gradient, full.clamp(-longest, longest), norm**2)
+
+
+def _norm(gradient: Tensor) -> Tensor:
+    """|gradient| (B,), float64, where squares would overflow or vanish too."""
+    flat = gradient.flatten(1)
+    largest = flat.abs().amax(1, keepdim=True)
+    scaled = flat / largest.where(largest > 0, 1)
+    return largest[:, 0].double() * dot64(scaled, scaled).sqrt()
 
 
 def guided(kernel: Kernel, shift: Tensor | Shift | None, noise: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -96,7 +106,9 @@ def guided(kernel: Kernel, shift: Tensor | Shift | None, noise: Tensor | None) -
     factor, along = shift.factor, dot64(shift.direction, noise)
     log_ratio = -factor * along / kernel.deviation - shift.length_squared / (2 * kernel.variance)
     if isinstance(factor, Tensor):
-        return x.addcmul_(expand_like(factor, x).to(x.dtype), shift.direction), log_ratio
+        wide = torch.promote_types(x.dtype, torch.float32)  # half precision would round the factor
+        moved = x.to(wide).addcmul_(expand_like(factor, x).to(wide), shift.direction.to(wide))
+        return moved.to(x.dtype), log_ratio
     return x.add_(shift.direction, alpha=factor), log_ratio
 
 

@@ -48,6 +48,7 @@ def reference(product_mixture: Any) -> Callable[[int], Estimate]:
         {"chi": lambda t: 0.4 * (1 - t), "guidance": 0.5},
         {"step_size": "clipped", "guidance": 0.05},
         {"step_size": "normalized", "guidance": 0.3},
+        {"step_size": "clipped", "guidance": 0.05, "schedule": "adaptive"},
     ),
     ids=str,
 )

@@ -65,7 +65,7 @@ def test_another_models_export_is_not_replaced(toy, tmp_path, capsys):
     mapped = train(toy("max_steps=1", f"teacher={teacher}", distill="lmd"), "distill")
     assert main(["export", str(mapped), str(teacher)]) == 2
     error = capsys.readouterr().err
-    assert "holds another model's export (velocity, mlp" in error and error.count("\n") == 1
+    assert "holds another model's export (kind velocity, here flow_map)" in error and error.count("\n") == 1
     assert {path.name: path.read_bytes() for path in teacher.iterdir()} == before
     assert main(["export", str(velocity), str(teacher)]) == 0
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from fmtt.errors import UserError
 from fmtt.models.dit import DiT
 from fmtt.models.mlp import MLP
 from train.optimizer import MuonWithAdamW, learning_rate_factor, split_parameters
@@ -70,3 +71,26 @@ def test_learning_rate():
     assert factors[0] == pytest.approx(0.1) and factors[9:61] == [1.0] * 52
     assert factors[80] == pytest.approx(0.55) and factors[100] == pytest.approx(0.1)
     assert learning_rate_factor(50, warmup=0, max_steps=50, decay_share=0.0, final=0.0) == 1.0
+
+
+def test_a_state_of_another_layout_is_refused():
+    """Such as those written when Muon did not take an MLP's matrices: another number of groups, or order."""
+    net = MLP((2,), width=8)
+    matrices, others = split_parameters(net)
+    natural = MuonWithAdamW([], list(net.parameters()), muon_lr=0.0, lr=0.01)
+    net(torch.randn(4, 2), torch.rand(4), torch.rand(4)).square().mean().backward()
+    natural.step()
+    state = copy.deepcopy(natural.state_dict())
+    for other in (
+        MuonWithAdamW([], [*matrices, *others], muon_lr=0.0, lr=0.01),
+        MuonWithAdamW(matrices, others, muon_lr=0.01, lr=0.01),
+    ):
+        with pytest.raises(UserError, match="laid out as in an older version: give another run_dir"):
+            other.load_state_dict(copy.deepcopy(state))
+    MuonWithAdamW([], list(net.parameters()), muon_lr=0.0, lr=0.01).load_state_dict(state)
+
+
+def test_layers_of_a_transformer_that_is_not_ours_go_to_adamw():
+    wrapped = torch.nn.ModuleDict({"network": torch.nn.ModuleDict({"transformer": MLP((2,), width=8)})})
+    assert split_parameters(wrapped)[0] == []
+    assert len(split_parameters(torch.nn.ModuleDict({"network": MLP((2,), width=8)}))[0]) == 9

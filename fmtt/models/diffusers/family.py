@@ -44,8 +44,8 @@ class Names(NamedTuple):
         lora: suffixes of the linear layers that adapters are put on.
         output: the transformer's last linear layer.
         scheduler: of a pipeline's folder that holds a flow map. FlowMapEulerDiscreteScheduler, except in
-            families whose pipeline shifts its noise levels by the picture's size: it does not take the shift.
-            Both step from one noise level to the next.
+            families whose pipeline hands its scheduler a shift that depends on the picture's size, which that
+            class does not take. Both classes step from one noise level to the next.
     """
 
     family: str

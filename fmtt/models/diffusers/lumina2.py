@@ -54,6 +54,9 @@ class Lumina2(LatentTransformer):
                 f"the prompt has {length} tokens, this lumina2 model has room for {places - 1}: shorten it, "
                 f"or encode with a max_sequence_length of {places - 1}"
             )
+        patch, most = self.transformer.config.patch_size, self.transformer.config.axes_lens[1:]
+        if any(side // patch > n for side, n in zip(x.shape[2:], most, strict=True)):
+            raise UserError(f"this lumina2 model has room for {most} tokens a side: make it smaller")
         out = self.transformer(
             hidden_states=x.contiguous(),
             timestep=1 - sigma,

@@ -16,11 +16,11 @@ from fmtt.quiet import quiet
 
 @contextmanager
 def one_line(where: str) -> Iterator[None]:
-    """Turn what diffusers raises about ``where`` into one line with the remedy; its own bars and advice are
-    left out."""
+    """Turn what diffusers raises about ``where`` into one line with the remedy; its bars are left
+    out, its warnings (weights that are missing, say) are not."""
     _refuse_other_kinds(where)
     try:
-        with quiet("diffusers", "transformers"), hub.cache_if_unreachable(where):
+        with quiet("diffusers", "transformers", warnings=True), hub.cache_if_unreachable(where):
             yield
     except UserError:
         raise

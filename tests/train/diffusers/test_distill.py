@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,12 +108,26 @@ def check_run(run: str, name: str, where: str, out: Path, *, full: bool) -> None
             merged = full or "--merge" in way
             shift = dict(plain.scheduler.config).get("use_dynamic_shifting", False)
             own = type(plain.scheduler).__name__ == FAMILIES[name].names.scheduler and not shift
-            assert own or not merged
+            assert (own and plain.scheduler.config.shift == 1) or not merged
     tilted = pipe("a cat", reward=lambda x, cond: x.mean((1, 2, 3)), num_particles=4, **options)
     assert bool(tilted.log_weights.isfinite().all()) and tilted.images.shape == (4, 3, 8, 8)
     untrained = pictures(load_flow_map(where, latents=SHAPE), where, noise, scale)
     assert wanted is not None
     assert not torch.allclose(wanted, untrained, atol=1e-4), "training has moved the map"
+
+
+def test_the_base_pipeline_is_not_replaced(
+    yaml: Path, words: Words, folder: Any, tmp_path: Path, capsys: Any
+):
+    base = tmp_path / "base"
+    shutil.copytree(folder("sd3"), base)
+    assert main(["distill", str(yaml), *words("sd3")]) == 0
+    before = {path: path.read_bytes() for path in base.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert main(["export", str(tmp_path / "run"), str(base), "--merge", "--diffusers"]) == 2
+    error = capsys.readouterr().err
+    assert "is a pipeline without a flow map" in error and error.count("\n") == 1
+    assert {path: path.read_bytes() for path in base.rglob("*") if path.is_file()} == before
 
 
 def test_a_run_to_pictures(yaml: Path, words: Words, folder: Any, tmp_path: Path, capsys: Any):
