@@ -37,6 +37,8 @@ from train.losses import OBJECTIVES, FlowMapLoss
 from train.losses.base import sample_path
 from train.times import TimeSampler
 
+torch._dynamo.config.recompile_limit = 64
+"""Every objective compiles the same function; beyond the limit they would run uncompiled."""
 SHAPE = (3, 32, 32)
 BASE = "flow_matching"
 DIAGONAL = 0.5
