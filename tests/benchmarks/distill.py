@@ -37,8 +37,6 @@ from train.losses import OBJECTIVES, FlowMapLoss
 from train.losses.base import sample_path
 from train.times import TimeSampler
 
-torch._dynamo.config.recompile_limit = 64
-"""Every objective compiles the same function; beyond the limit they would run uncompiled."""
 SHAPE = (3, 32, 32)
 BASE = "flow_matching"
 DIAGONAL = 0.5
@@ -119,6 +117,8 @@ def training_step(
     def mean_loss(path: Any, times: Any) -> Tensor:
         return objective(inputs.student, inputs.teacher, path, times, None).per_sample.mean()
 
+    if options is not None:  # every objective compiles the same function; beyond the limit it would not
+        torch._dynamo.config.recompile_limit = 64
     run = mean_loss if options is None else torch.compile(mean_loss, options=options)
 
     def step() -> None:
