@@ -73,7 +73,7 @@ def test_from_captions_to_pictures(
     assert json.loads((tmp_path / "e" / "summary.json").read_text())["reference"] == "teacher"
     capsys.readouterr()
     assert fmtt_main(["sample", export, "--out", str(tmp_path / "x")]) == 2
-    assert "give --prompt" in capsys.readouterr().err
+    assert "with --prompt" in capsys.readouterr().err
 
 
 @pytest.mark.slow
