@@ -125,7 +125,7 @@ class FMTTPipeline(DiffusionPipeline):
         with one_line(str(where)):
             given = {"use_safetensors": True, **pretrained.left_out(str(where), options), **options}
             pipeline = DiffusionPipeline.from_pretrained(where, **given)
-            with quiet("diffusers"):  # which tells of an empty list of modules
+            with quiet("diffusers"):
                 steered = cls.from_pipe(pipeline, dtype=pipeline.transformer.dtype)
         own = Path(where) / export.FLOW_MAP
         if own.is_dir():
@@ -145,8 +145,7 @@ class FMTTPipeline(DiffusionPipeline):
             return
         network = network_of(self.flow_map)
         export.check_sampler(network)
-        pipeline = self._family_pipeline()
-        scheduler = export.scheduler_of(self.flow_map)
+        pipeline, scheduler = self._family_pipeline(), export.scheduler_of(self.flow_map)
         pipeline.register_modules(transformer=network.transformer, scheduler=scheduler)
         pipeline.save_pretrained(save_directory, **options)
         beside = Path(save_directory) / export.FLOW_MAP

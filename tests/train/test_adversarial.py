@@ -121,6 +121,7 @@ def test_two_ranks_equal_one_on_the_joined_batch(toy, pretrain_yaml, run_python,
         "max_steps=2",
         "batch_size=8",
         "optimizer.lr=0",
+        "optimizer.muon_lr=0",
         "adversarial.from_noise=1",
         "adversarial.lr=1e-2",
     )

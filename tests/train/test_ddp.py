@@ -19,7 +19,8 @@ DDP = ("trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu")
 
 def test_gradients_equal_one_process_on_the_joined_batch(toy, pretrain_yaml, run_python, tmp_path):
     # A learning rate of 0 keeps the initial weights, at which both steps' gradients are compared.
-    settings = ("max_steps=2", "batch_size=8", "optimizer.lr=0", "objective.time_left_power=1")
+    still = ("optimizer.lr=0", "optimizer.muon_lr=0")
+    settings = ("max_steps=2", "batch_size=8", *still, "objective.time_left_power=1")
     config = toy(*settings, distill="lmd")
     own = (f"run_dir={config.run_dir}", f"teacher={config.teacher}", "objective.name=lmd")
     program = (PROGRAM, tmp_path, "distill", pretrain_yaml)

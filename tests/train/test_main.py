@@ -43,7 +43,7 @@ MISTAKES = [
     ("distill CONFIG RUN objective.name=lsd teacher=nowhere", "there is no export at nowhere"),
     ("distill CONFIG RUN objective.name=lsd teacher=CLOCK", "is for samples of shape (3, 32, 32)"),
     ("distill CONFIG RUN objective.name=psd teacher=TEACHER", "times.diagonal"),
-    ("export nowhere out", "nowhere holds no readable checkpoint"),
+    ("export nowhere out", "nowhere is not there: give the run_dir"),
     ("export", "required: run_dir"),
 ]
 
