@@ -53,8 +53,8 @@ test: $(STAMP) ## fast tests
 test-slow: $(STAMP) ## the tests that take minutes
 	@$(PY) -m pytest -m "slow and not gpu and not cluster"
 
-test-cluster: $(STAMP) ## submit the scripts of slurm/ to a SLURM started here (root; Debian's packages)
-	@$(PY) -m pytest -m cluster tests/cluster
+test-cluster: $(STAMP) ## submit the scripts of slurm/ to a SLURM started here (root; Debian's packages; PART= one file)
+	@$(PY) -m pytest -m cluster $(or $(PART),tests/cluster)
 
 check: $(STAMP) ## lint, formatting, types
 	@$(PY) -m ruff check .
