@@ -42,9 +42,11 @@ teacher: $(STAMP) ## train the clock's velocity model and ship it in fmtt/assets
 	$(PY) -m train export runs/clock-teacher fmtt/assets/clock-teacher
 	$(PY) -m train.demo.measure fmtt/assets/clock-teacher
 
-map: $(STAMP) ## distil the teacher and ship the flow map in fmtt/assets/clock-map (an hour and a half; needs g++)
+map: $(STAMP) ## distil the teacher and ship the flow map in fmtt/assets/clock-map (three hours; needs g++)
 	$(PY) -m train distill configs/clock/map.yaml
-	$(PY) -m train export runs/clock-map fmtt/assets/clock-map
+	$(PY) -m train export runs/clock-map runs/clock-map-export
+	$(PY) -m train distill configs/clock/refine.yaml
+	$(PY) -m train export runs/clock-refined fmtt/assets/clock-map
 	$(PY) -m train.demo.measure fmtt/assets/clock-map
 
 test: $(STAMP) ## fast tests

@@ -119,12 +119,11 @@ def build_module(config: Config, stage: str, data_shape: tuple[int, ...]) -> Flo
     objective = build_objective(config, stage)
     check_times(config.objective, config.weighting)
     choose("times.distribution", config.times.distribution, DISTRIBUTIONS)
-    if config.times.distribution == "noise" and list(config.objective.weights()) != ["trajectory"]:
-        raise UserError(
-            f"times.distribution: 'noise' asks for s = 0 alone, which is not enough for "
-            f"{' + '.join(config.objective.weights())}: use uniform or logit_normal"
-        )
     choose("times.midpoint", config.times.midpoint, MIDPOINTS)
+    if config.times.whole > 0 and list(config.objective.weights()) != ["trajectory"]:
+        raise UserError("times.whole is for objective.name=trajectory, which jumps inside; set it to 0")
+    if config.times.whole > 0 and config.times.midpoint != "uniform":
+        raise UserError("times.midpoint must be uniform with times.whole: the jumps' places are drawn by it")
     choose("derivative", config.derivative, DERIVATIVES)
     torch.manual_seed(config.seed)
     times = TimeSampler(**asdict(config.times))
@@ -175,7 +174,7 @@ def build_module(config: Config, stage: str, data_shape: tuple[int, ...]) -> Flo
     export |= {"interpolant": student.interpolant.name, "prediction": student.prediction}
     export |= {"data_shape": list(data_shape)}
     if stage == "pretrain":
-        times = times._replace(diagonal=1.0, endpoint=0.0)
+        times = times._replace(diagonal=1.0, endpoint=0.0, whole=0.0)
     student.train()
     return FlowMapModule(student, teacher, objective, times, config, export, guidance, adversarial)
 

@@ -51,7 +51,12 @@ def check(config: Config) -> None:
         "seed": (c.seed, 0, 2**63 - 1),
         "times.diagonal": (c.times.diagonal, 0, 1),
         "times.endpoint": (c.times.endpoint, 0, 1),
-        "times.diagonal + times.endpoint": (c.times.diagonal + c.times.endpoint, 0, 1),
+        "times.whole": (c.times.whole, 0, 1),
+        "times.diagonal + times.endpoint + times.whole": (
+            c.times.diagonal + c.times.endpoint + c.times.whole,
+            0,
+            1,
+        ),
         "times.mean": (c.times.mean, -100, 100),
         "times.std": (c.times.std, 0, 100),
         "objective.time_left_power": (c.objective.time_left_power, -10, 10),

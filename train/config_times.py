@@ -13,11 +13,13 @@ class TimesConfig:
     """Where on the path the objective is evaluated; see train.times.TimeSampler."""
 
     distribution: str = "uniform"
-    """uniform | logit_normal | ayf | lookahead | noise."""
+    """uniform | logit_normal | ayf | lookahead."""
     mean: float = 0.0
     std: float = 1.0
     diagonal: float = 0.0
     endpoint: float = 0.0
+    whole: float = 0.0
+    """Share of samples with s = 0 and t = 1, for the objective trajectory."""
     midpoint: str = "middle"
     s_density: list[float] = field(default_factory=lambda: [1.0])
     """Of lookahead: the density of s, constant on equal parts of [0, 1], up to a factor: [3, 2, 1] puts

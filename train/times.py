@@ -10,7 +10,7 @@ from torch import Tensor
 
 from train.losses.base import Times
 
-DISTRIBUTIONS = ("uniform", "logit_normal", "ayf", "lookahead", "noise")
+DISTRIBUTIONS = ("uniform", "logit_normal", "ayf", "lookahead")
 MIDPOINTS = ("middle", "uniform")
 
 
@@ -42,11 +42,10 @@ class TimeSampler(NamedTuple):
             ``lookahead``: s has the density ``s_density``, t given s is uniform in [s, 1], and ``endpoint``
             is the share with t = 1: for maps that are to tell where a trajectory ends; on the diagonal s
             has that density too.
-            ``noise``: s = 0, t uniform; on the diagonal s is uniform. For objectives that follow a
-            trajectory from there.
         mean, std: of the normal law.
         diagonal: share of samples with t = s.
         endpoint: share of samples with t = 1 (the look-ahead).
+        whole: share of samples with s = 0 and t = 1, for objectives that follow the trajectory between.
         midpoint: ``u`` half-way between s and t, or uniform between them.
         s_density: weights of equal parts of [0, 1], on each of which the density is constant.
         gap_start, gap_steps: a curriculum: gaps t - s, those to t = 1 among them, are multiplied by g,
@@ -58,6 +57,7 @@ class TimeSampler(NamedTuple):
     std: float = 1.0
     diagonal: float = 0.0
     endpoint: float = 0.0
+    whole: float = 0.0
     midpoint: str = "middle"
     s_density: Sequence[float] = (1.0,)
     gap_start: float = 1.0
@@ -85,8 +85,6 @@ class TimeSampler(NamedTuple):
         on_diagonal_s = a
         if self.distribution == "uniform":
             s, t = torch.minimum(a, b), torch.maximum(a, b)
-        elif self.distribution == "noise":
-            s, t = torch.zeros_like(a), a
         elif self.distribution == "lookahead":
             s = on_diagonal_s = from_density(b, self.s_density)
             t = s + (1 - s) * a
@@ -104,6 +102,8 @@ class TimeSampler(NamedTuple):
         g = self.largest_gap(step)
         if g < 1:
             t = s + g * (t - s)
+        whole = (kind >= self.endpoint) & (kind < self.endpoint + self.whole)
+        s, t = torch.where(whole, 0, s), torch.where(whole, 1, t)
         on_diagonal = kind >= 1 - self.diagonal
         s = torch.where(on_diagonal, on_diagonal_s, s)
         t = torch.where(on_diagonal, s, torch.maximum(s, t)).clamp_max(1)

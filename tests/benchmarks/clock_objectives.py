@@ -44,9 +44,12 @@ TIMED = ("emd", "mean_flow")
 MAPS = [f"map_{k}" for k in MAP_STEPS]
 
 
-def times(distribution: str, diagonal: float, endpoint: float = 0.0, midpoint: str = "middle") -> list[str]:
+def times(
+    distribution: str, diagonal: float, endpoint: float = 0.0, whole: float = 0.0, midpoint: str = "middle"
+) -> list[str]:
     """Overrides that leave none of the demo's times."""
-    given = {"distribution": distribution, "diagonal": diagonal, "endpoint": endpoint, "midpoint": midpoint}
+    given = {"distribution": distribution, "diagonal": diagonal, "endpoint": endpoint}
+    given |= {"whole": whole, "midpoint": midpoint}
     return [f"times.{key}={value}" for key, value in given.items()]
 
 
@@ -66,7 +69,7 @@ def run_name(objective: str, *, ahead: bool, seed: int) -> str:
 
 RUNS: dict[str, dict[str, list[str]]] = {
     "objectives": {
-        "trajectory": ["objective.name=trajectory", *times("noise", 0.05, midpoint="uniform")],
+        "trajectory": ["objective.name=trajectory", *times("uniform", 0.05, whole=0.95, midpoint="uniform")],
         "psd": ["objective.name=psd", *times("uniform", 0.5, midpoint="uniform"), LEFT],
         **{name: [f"objective.name={name}", *LAGRANGIAN] for name in ("lmd", "lsd", "tvm")},
         **{name: [f"objective.name={name}", *UNIFORM] for name in ("emd", "mean_flow", "esd", "consistency")},

@@ -97,8 +97,9 @@ def esd_definition(
 def trajectory_definition(student: NeuralFlowMap, teacher: NeuralFlowMap, x: Tensor, times: Times) -> Tensor:
     """Sample by sample: its jumps between the points that the objective chose."""
     first, second = shares(times)
-    true, total = follow(teacher.velocity, x, time_grid(times.s, first), None), []
-    starts, ends = jump_ends(first, second)
+    grid, legs = time_grid(times.s, times.t, first)
+    true, total = follow(teacher.velocity, x, grid, legs, None), []
+    starts, ends = jump_ends(legs, first, second)
     for n in range(len(x)):
         t, states, loss = true.t[n], true.states[n], torch.zeros((), dtype=x.dtype)
 

@@ -12,8 +12,10 @@ from fmtt.tensor import expand_like
 from tests.train.closed_form import Bent, draw, exact
 from train.losses import OBJECTIVES, Times
 from train.losses.trajectory import (
+    CROWDING,
     JUMPS,
     LEGS,
+    SIZES,
     follow,
     jump_ends,
     shares,
@@ -24,10 +26,10 @@ from train.losses.trajectory import (
 MODULE = import_module("train.losses.trajectory")
 
 
-def noise_times(n: int, generator: torch.Generator) -> Times:
-    """s = 0, u < t uniform, as ``times.distribution: noise`` draws them."""
-    t = torch.rand(n, generator=generator, dtype=torch.float64)
-    return Times(torch.zeros_like(t), t * torch.rand(n, generator=generator, dtype=torch.float64), t)
+def whole_times(n: int, generator: torch.Generator) -> Times:
+    """s = 0, t = 1, u uniform between, as ``times: {whole: 1, midpoint: uniform}`` draws them."""
+    u = torch.rand(n, generator=generator, dtype=torch.float64)
+    return Times(torch.zeros_like(u), u, torch.ones_like(u))
 
 
 @pytest.mark.parametrize("interpolant", [Linear(), Trigonometric()], ids=["linear", "trigonometric"])
@@ -35,6 +37,9 @@ def test_trajectory_is_zero_at_the_exact_flow_up_to_its_solver(interpolant, gene
     """Its first step is Euler's: halving all divides its error by 4 or more, and the squared loss by 16."""
     gaussian = exact(interpolant)
     path, times = draw(gaussian, 500, generator)
+    path, times = path._replace(x_s=path.x_0), whole_times(500, generator)  # legs of parts are rounded
+    monkeypatch.setattr(MODULE, "TO_THE_END", 1.0)  # a jump over the first leg alone shows Euler's own error
+    monkeypatch.setattr(MODULE, "ON_THE_DIAGONAL", 0.0)
     loss, errors = OBJECTIVES["trajectory"], []
     wrong = loss(Bent(gaussian), gaussian.velocity, path, times).per_sample
     for legs in (LEGS, 4 * LEGS, 8 * LEGS):
@@ -45,14 +50,50 @@ def test_trajectory_is_zero_at_the_exact_flow_up_to_its_solver(interpolant, gene
     assert (wrong > 1e-6).all() and wrong.mean() > 50 * errors[0]
 
 
-def test_points_of_a_trajectory_increase_from_s_to_one(generator):
-    times = noise_times(500, generator)
-    first, _ = shares(times)
-    t = time_grid(times.s + 0.3, first)
-    assert t.shape == (500, LEGS + 1)
-    assert torch.equal(t[:, 0], times.s + 0.3) and (t[:, -1] == 1).all()
-    assert (t.diff(dim=1) > 0.1 * 0.7 / LEGS).all()
+def test_points_of_a_whole_trajectory_increase_from_zero_to_one(generator):
+    times = whole_times(500, generator)
+    t, legs = time_grid(times.s, times.t, shares(times)[0])
+    assert t.shape == (500, LEGS + 1) and (legs == LEGS).all()
+    assert (t[:, 0] == 0).all() and (t[:, -1] == 1).all()
+    assert (t.diff(dim=1) > 0.1 / LEGS).all()
     assert t[:, 1:-1].std(0).min() > 0.06 / LEGS  # they are not the same points every time
+
+
+def test_a_part_of_a_trajectory_has_its_share_of_the_legs(generator):
+    """As long as those of a whole one at most, and not half as many more than it needs."""
+    n = 2000
+    s = 0.98 * torch.rand(n, generator=generator, dtype=torch.float64)
+    t = s + (1 - s) * torch.rand(n, generator=generator, dtype=torch.float64)
+    grid, legs = time_grid(s, t, torch.full_like(s, 0.5))
+    rows = torch.arange(n)
+    assert torch.equal(grid[:, 0], s) and torch.equal(grid[rows, legs], t)
+    assert ((grid.diff(dim=1) > 0).sum(1) == legs).all()
+    whole, _ = time_grid(torch.zeros(1), torch.ones(1), torch.full((1,), 0.5))
+    assert float(grid.diff(dim=1).max()) < 1.11 * float(whole.diff(dim=1).max())  # the inner ones are moved
+    need = LEGS * ((1 - s) ** (1 / CROWDING) - (1 - t) ** (1 / CROWDING))
+    assert (legs >= need - 1e-3).all() and (legs <= need + 1).all()
+
+
+def test_a_part_ends_where_the_flow_does(generator):
+    """From s to t with the legs of a whole trajectory, whatever the batch holds beside it."""
+    gaussian = exact(Linear())
+    path, times = draw(gaussian, 300, generator)
+    t, legs = time_grid(times.s, times.t, shares(times)[0])
+    asked = []
+
+    def teacher(x, t, cond=None):
+        asked.append(len(x))
+        return gaussian.velocity(x, t, cond)
+
+    true = follow(teacher, path.x_s, t, legs, None)
+    end = true.states[torch.arange(300), legs]
+    assert float((end - gaussian(path.x_s, times.s, times.t)).abs().max()) < 0.02
+    assert len(asked) == LEGS and len(set(asked)) <= SIZES
+    assert sum(asked) < 300 * (legs.double().mean() + LEGS / SIZES)
+    alone = follow(gaussian.velocity, path.x_s[:7], t[:7], legs[:7], None)
+    for n in range(7):
+        torch.testing.assert_close(alone.states[n, : legs[n] + 1], true.states[n, : legs[n] + 1])
+        torch.testing.assert_close(alone.velocities[n, : legs[n]], true.velocities[n, : legs[n]])
 
 
 @pytest.mark.parametrize("points", [1, 2, 3])
@@ -78,7 +119,7 @@ def test_following_uses_the_last_three_velocities(generator):
     gaussian = exact(Linear())
     x = torch.randn(5, 2, generator=generator, dtype=torch.float64)
     t = torch.tensor([[0.0, 0.1, 0.3, 0.6, 1.0]], dtype=torch.float64).repeat(5, 1)
-    true = follow(gaussian.velocity, x, t, None)
+    true = follow(gaussian.velocity, x, t, torch.full((5,), 4), None)
     assert true.states.shape == (5, 5, 2) and true.velocities.shape == (5, 4, 2)
     for k in range(4):
         torch.testing.assert_close(true.velocities[:, k], gaussian.velocity(true.states[:, k], t[:, k]))
@@ -88,10 +129,10 @@ def test_following_uses_the_last_three_velocities(generator):
 
 
 def test_jumps_cover_the_whole_triangle_evenly(generator):
-    """Starts fall on every leg alike; two ends in five are t = 1 by choice and some by chance, a tenth of the
-    jumps has no length."""
+    """Starts fall on every leg alike; two ends in five are the last by choice and some by chance, a tenth of
+    the jumps has no length."""
     n = 4000
-    start, end = jump_ends(*shares(noise_times(n, generator)))
+    start, end = jump_ends(torch.full((n,), LEGS), *shares(whole_times(n, generator)))
     assert start.shape == end.shape == (JUMPS, n)
     assert (start >= 0).all() and (start < LEGS).all() and (end >= start).all() and (end <= LEGS).all()
     counts = torch.bincount(start.flatten(), minlength=LEGS) / start.numel()
@@ -142,7 +183,8 @@ def test_an_error_counts_by_the_square_of_the_time_left(generator):
 
     loss = OBJECTIVES["trajectory"](OffByOne(), lambda x, t, cond: 0 * x, path, times)  # type: ignore
     first, second = shares(times)
-    left = 1 - time_grid(times.s, first).gather(1, jump_ends(first, second)[0].T)
+    t, legs = time_grid(times.s, times.t, first)
+    left = 1 - t.gather(1, jump_ends(legs, first, second)[0].T)
     torch.testing.assert_close(loss.per_sample, left.square().mean(1))
 
 
@@ -182,3 +224,16 @@ def test_the_times_decide_all_that_is_drawn(generator):
         OBJECTIVES["trajectory"](Bent(gaussian), gaussian.velocity, path, times).per_sample for _ in range(2)
     )
     assert torch.equal(first, second)
+
+
+def test_the_numbers_drawn_are_uniform_and_independent(generator):
+    """For whole trajectories, where u alone is random, and where u is half-way between s and t."""
+    n = 20_000
+    whole = whole_times(n, generator)
+    a, b = torch.rand(2, n, generator=generator)
+    s, t = torch.minimum(a, b), torch.maximum(a, b)
+    for times in (Times(*(time.float() for time in whole)), Times(s, (s + t) / 2, t)):
+        first, second = shares(times)
+        cells = torch.bincount((8 * first).long() * 8 + (8 * second).long(), minlength=64)
+        chi_square = float(((cells - n / 64) ** 2 / (n / 64)).sum())
+        assert abs(chi_square - 63) < 4 * (2 * 63) ** 0.5

@@ -46,10 +46,10 @@ def test_logit_normal(generator):
     assert float(((t - s) / (1 - s)).mean()) == pytest.approx(0.5, abs=0.007)
 
 
-def test_noise_starts_at_zero(generator):
-    s, _, t = TimeSampler("noise").sample(N, generator)
-    assert (s == 0).all()
-    assert float(t.mean()) == pytest.approx(0.5, abs=4 * (1 / 12 / N) ** 0.5)
+def test_a_share_is_whole_trajectories(generator):
+    s, _, t = TimeSampler("ayf", whole=0.4, endpoint=0.2, diagonal=0.3).sample(N, generator)
+    for share, hits in ((0.4, (s == 0) & (t == 1)), (0.2, (s > 0) & (t == 1)), (0.3, s == t)):
+        assert float(hits.float().mean()) == pytest.approx(share, abs=4 * (share * (1 - share) / N) ** 0.5)
 
 
 def test_ayf_draws_the_gap(generator):
@@ -127,6 +127,8 @@ def test_the_same_generator_gives_the_same_times(distribution):
         (["times.gap_start=0"], "times.gap_start must lie in (0, 1]"),
         (["times.gap_steps=-1"], "times.gap_steps must be at least 0"),
         (["times.gap_start=0.5"], "times.gap_steps must be positive where"),
+        (["times.whole=1.5"], "times.whole must lie in [0, 1]"),
+        (["times.whole=0.5", "times.endpoint=0.6"], "times.diagonal + times.endpoint + times.whole must"),
     ],
     ids=lambda v: v[0] if isinstance(v, list) else "",
 )

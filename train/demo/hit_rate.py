@@ -7,21 +7,19 @@ best, and the judge, which is another function than the reward, reads it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 
 from fmtt.baselines import budget as budgets
 from fmtt.baselines.best_of_n import best_of_n
-from fmtt.errors import UserError
 from fmtt.flow.flow_map import NeuralFlowMap
 from fmtt.rewards.clock_judge import hits
 from fmtt.rewards.clock_reward import ClockReward
 from fmtt.steering.result import SearchResult, TiltResult
+from train.demo.processes import workers
 
 TARGET, TOLERANCE, SHARPNESS = "3:47", 10, 40.0
 BUDGETS = (100, 200, 400, 800, 1600)
@@ -78,38 +76,34 @@ def outcomes(
 
 
 def all_outcomes(
-    flow_map: NeuralFlowMap, teacher: NeuralFlowMap, *, seed: int, processes: int
-) -> Iterator[tuple[str, str, list[Outcome]]]:
-    """(method, variant, outcomes) of every variant, in order; the same from any number of processes.
-
-    So small a network gains less from a second thread than two variants from a process each.
+    variants: Sequence[str], flow_map: NeuralFlowMap, teacher: NeuralFlowMap, *, seed: int, processes: int
+) -> Iterator[tuple[str, list[Outcome]]]:
+    """(variant, outcomes) of ``variants``, in order; the same from any number of processes.
 
     Raises:
         UserError: when a process dies.
     """
-    pairs = [(name, variant) for name, variants in METHODS.items() for variant in variants]
     sizes: dict[str, Any] = {"seed": seed, "runs": RUNS, "amounts": BUDGETS}
     if processes == 1:
-        yield from ((*pair, outcomes(pair[1], flow_map, teacher, **sizes)) for pair in pairs)
+        yield from ((variant, outcomes(variant, flow_map, teacher, **sizes)) for variant in variants)
         return
-    with ProcessPoolExecutor(
-        processes, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        work = [pool.submit(outcomes, variant, flow_map, teacher, **sizes) for _, variant in pairs]
-        try:
-            yield from ((*pair, done.result()) for pair, done in zip(pairs, work, strict=True))
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a process of the tilting experiment died, perhaps for want of memory; run it again"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with workers(processes) as pool:
+        work = [pool.submit(outcomes, variant, flow_map, teacher, **sizes) for variant in variants]
+        yield from ((variant, done.result()) for variant, done in zip(variants, work, strict=True))
 
 
 def compare(
-    flow_map: NeuralFlowMap, teacher: NeuralFlowMap, *, seed: int = 0, processes: int = 1
+    flow_map: NeuralFlowMap,
+    teacher: NeuralFlowMap,
+    *,
+    seed: int = 0,
+    processes: int = 1,
+    known: Mapping[str, list[Outcome]] | None = None,
 ) -> dict[str, Any]:
     """All methods at all budgets.
+
+    Args:
+        known: outcomes by variant that were found before, with the same ``seed``.
 
     Returns:
         ``hit_rate`` and ``mean_reward``: a list over BUDGETS by method, of the variant that hits more
@@ -118,11 +112,15 @@ def compare(
     Raises:
         AssertionError: when a method spent more than its budget.
     """
+    method_of = {variant: name for name, variants in METHODS.items() for variant in variants}
+    known = known or {}
+    rest = [variant for variant in method_of if variant not in known]
+    others = all_outcomes(rest, flow_map, teacher, seed=seed, processes=processes)
     table: dict[str, dict[str, list[Outcome]]] = {name: {} for name in METHODS}
-    for name, variant, found in all_outcomes(flow_map, teacher, seed=seed, processes=processes):
+    for variant, found in chain(known.items(), others):
         for budget, o in zip(BUDGETS, found, strict=True):
             assert o.passes <= budget, f"{variant}: {o.passes} passes exceed {budget}"
-        table[name][variant] = found
+        table[method_of[variant]][variant] = found
         rates = "  ".join(f"{o.hit_rate:.2f}" for o in found)
         print(f"  {variant:<34} {rates}", flush=True)
     better = {

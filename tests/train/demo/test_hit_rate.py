@@ -6,6 +6,7 @@ import pytest
 
 import fmtt
 from train.demo import hit_rate
+from train.demo.beside import VARIANTS, Beside
 from train.demo.hit_rate import Outcome
 
 
@@ -31,18 +32,62 @@ def test_the_variant_that_hits_more_often_counts(monkeypatch: pytest.MonkeyPatch
 
 
 def test_two_processes_find_what_one_finds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hit_rate, "METHODS", {"base": ("base",), "few": ("best_of_n_few_step",)})
     monkeypatch.setattr(hit_rate, "RUNS", 3)
     monkeypatch.setattr(hit_rate, "BUDGETS", (8, 20))
     flow_map, teacher = fmtt.load("clock-map"), fmtt.load("clock-teacher")
-    one = list(hit_rate.all_outcomes(flow_map, teacher, seed=1, processes=1))
-    two = list(hit_rate.all_outcomes(flow_map, teacher, seed=1, processes=2))
-    assert (
-        [row[:2] for row in one]
-        == [row[:2] for row in two]
-        == [("base", "base"), ("few", "best_of_n_few_step")]
-    )
-    for (_, _, mine), (_, _, theirs) in zip(one, two, strict=True):
+    variants = ["base", "best_of_n_few_step"]
+    one = list(hit_rate.all_outcomes(variants, flow_map, teacher, seed=1, processes=1))
+    two = list(hit_rate.all_outcomes(variants, flow_map, teacher, seed=1, processes=2))
+    assert [row[0] for row in one] == [row[0] for row in two] == variants
+    for (_, mine), (_, theirs) in zip(one, two, strict=True):
         for a, b in zip(mine, theirs, strict=True):
             assert (a.hit_rate, a.passes) == (b.hit_rate, b.passes)
             assert a.mean_reward == pytest.approx(b.mean_reward, rel=1e-4)  # last bits depend on threads
+
+
+def test_what_was_found_before_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def found(variant: str, *_: object, **__: object) -> list[Outcome]:
+        tried.append(variant)
+        return [Outcome(0.5, -1.0, 10.0)] * len(hit_rate.BUDGETS)
+
+    monkeypatch.setattr(hit_rate, "outcomes", found)
+    teacher = fmtt.load("clock-teacher")
+    known = {variant: [Outcome(0.25, -2.0, 9.0)] * len(hit_rate.BUDGETS) for variant in VARIANTS}
+    result = hit_rate.compare(teacher, teacher, known=known)
+    assert not set(tried) & set(VARIANTS) and len(tried) == 3
+    assert list(result["hit_rate"]) == list(hit_rate.METHODS)
+    assert result["hit_rate"]["fmtt_denoiser"] == [0.25] * 5
+    assert result["hit_rate"]["fmtt_flow_map"] == [0.5] * 5
+
+
+def test_the_process_beside_finds_what_the_map_is_not_needed_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hit_rate, "RUNS", 2)
+    monkeypatch.setattr(hit_rate, "BUDGETS", (100,))
+    teacher, flow_map = fmtt.load("clock-teacher"), fmtt.load("clock-map")
+    with Beside() as beside:
+        assert beside.outcomes() == {}  # not started
+        beside.start(teacher, seed=3)
+        found = beside.outcomes()
+    assert tuple(found) == VARIANTS
+    for variant, (mine,) in found.items():
+        (other,) = hit_rate.outcomes(variant, flow_map, teacher, seed=3, runs=2, amounts=(100,))
+        assert (mine.hit_rate, mine.passes) == (other.hit_rate, other.passes), variant
+        assert mine.mean_reward == pytest.approx(other.mean_reward, rel=1e-3), variant
+
+
+def test_the_process_beside_is_gone_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KeyboardInterrupt), Beside() as beside:
+        beside.start(fmtt.load("clock-teacher"), seed=0)
+        process = beside._process
+        assert process.is_alive()
+        raise KeyboardInterrupt
+    assert not process.is_alive()
+
+
+def test_a_process_beside_that_dies_leaves_the_work_to_others() -> None:
+    with Beside() as beside:
+        beside.start(fmtt.load("clock-teacher"), seed=0)
+        beside._process.kill()
+        assert beside.outcomes() == {}
