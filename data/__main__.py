@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from data.encode import add_arguments as add_encode_arguments
 from data.encode import encode as run_encode
+from data.extra import how_to_install
 from data.procedural import PROCEDURAL
 from data.store import TIMEOUT, TRIES, Folder, open_store
 from data.verify import verify_shards
@@ -163,6 +164,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return args.run(args)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(f"error: {how_to_install(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)

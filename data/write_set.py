@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import webdataset as wds
 from torch import Tensor
 
 from data.index import INDEX_NAME, Header, Index, Shard, read_index, to_json
@@ -170,6 +169,8 @@ class _ShardWriter:
     samples: Samples
 
     def __call__(self, task: _Task) -> Shard:
+        import webdataset as wds
+
         parts = members(self.header)
         name, wanted, came = task.path.name, task.stop - task.start, 0
         with atomic_write(task.path) as temporary:

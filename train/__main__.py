@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.extra import how_to_install
 from fmtt.errors import UserError
 from train.lost_process import LostProcess
 from train.preemption import listening
@@ -66,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(parser().parse_args(argv))
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(f"error: {how_to_install(error)}", file=sys.stderr)
         return 2
     except LostProcess as error:
         print(f"error: {error}", file=sys.stderr)

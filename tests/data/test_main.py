@@ -114,6 +114,14 @@ def test_anything_else_is_status_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert capsys.readouterr().err == "interrupted; the same command continues\n"
 
 
+def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setitem(sys.modules, "webdataset", None)
+    assert main(["write", "clock", "--out", str(tmp_path / "out"), "--num-samples", "3"]) == 2
+    assert capsys.readouterr().err == (
+        "error: this needs webdataset: run `make install`, or pip install -e '.[train]'\n"
+    )
+
+
 def test_as_a_process(run_python, tmp_path: Path):
     done = run_python("-m", "data", "write", "mixture", "--out", tmp_path / "set", "--num-samples", "8")
     assert (done.returncode, done.stderr) == (0, "")

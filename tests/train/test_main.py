@@ -64,6 +64,17 @@ def test_a_mistake_is_one_line_and_status_2(
     assert printed.err.startswith("error: ") and not (tmp_path / "run").exists()
 
 
+def test_a_package_that_is_missing_is_named(pretrain_yaml, tmp_path, capsys, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "train" and name != "train.__main__"]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("lightning", "lightning.pytorch"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main(["pretrain", str(pretrain_yaml), f"run_dir={tmp_path / 'run'}"]) == 2
+    assert capsys.readouterr().err == (
+        "error: this needs lightning: run `make install`, or pip install -e '.[train]'\n"
+    )
+
+
 def test_a_run_and_its_export(pretrain_yaml, tmp_path, capsys):
     run_dir = tmp_path / "run"
     assert main(["pretrain", str(pretrain_yaml), f"run_dir={run_dir}", "max_steps=2"]) == 0
