@@ -42,11 +42,9 @@ teacher: $(STAMP) ## train the clock's velocity model and ship it in fmtt/assets
 	$(PY) -m train export runs/clock-teacher fmtt/assets/clock-teacher
 	$(PY) -m train.demo.measure fmtt/assets/clock-teacher
 
-map: $(STAMP) ## distil the teacher and ship the flow map in fmtt/assets/clock-map (three hours; needs g++)
+map: $(STAMP) ## distil the teacher and ship the flow map in fmtt/assets/clock-map (an hour and a half; needs g++)
 	$(PY) -m train distill configs/clock/map.yaml
-	$(PY) -m train export runs/clock-map runs/clock-map-export
-	$(PY) -m train distill configs/clock/refine.yaml
-	$(PY) -m train export runs/clock-refined fmtt/assets/clock-map
+	$(PY) -m train export runs/clock-map fmtt/assets/clock-map
 	$(PY) -m train.demo.measure fmtt/assets/clock-map
 
 test: $(STAMP) ## fast tests
@@ -78,7 +76,7 @@ bench-tilt: $(STAMP) ## fmtt's own share of a tilt's time and memory; runs/bench
 bench-distill: $(STAMP) ## cost of a training step of every objective; runs/bench-distill/summary.json
 	@$(PY) -m tests.benchmarks.distill --out runs/bench-distill
 
-bench-checkerboard: $(STAMP) ## self-distillation on the checkerboard, half an hour; continues where it stopped
+bench-checkerboard: $(STAMP) ## self-distillation on the checkerboard, an hour and a half; continues where it stopped
 	@$(PY) -m tests.benchmarks.checkerboard --out runs/bench-checkerboard
 
 bench-clock: $(STAMP) ## every objective on the clock at equal processor time, 25 minutes; continues where it stopped
