@@ -122,6 +122,8 @@ def build_module(config: Config, stage: str, data_shape: tuple[int, ...]) -> Flo
     choose("times.midpoint", config.times.midpoint, MIDPOINTS)
     if config.times.whole > 0 and list(config.objective.weights()) != ["trajectory"]:
         raise UserError("times.whole is for objective.name=trajectory, which jumps inside; set it to 0")
+    if config.times.whole > 0 and config.times.gap_start < 1:
+        raise UserError("times.gap_start must be 1 with times.whole, whose gaps are the longest")
     if config.times.whole > 0 and config.times.midpoint != "uniform":
         raise UserError("times.midpoint must be uniform with times.whole: the jumps' places are drawn by it")
     choose("derivative", config.derivative, DERIVATIVES)

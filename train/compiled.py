@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch._dynamo.config
 import torch._inductor.config
 
 from fmtt.errors import UserError
@@ -27,6 +28,9 @@ def compile_networks(module: FlowMapModule, config: Config) -> None:
     # Objectives that differentiate a tangent again (lsd, esd, tvm) get wrong gradients where the compiler
     # writes into buffers that forward-mode AD still reads.
     torch._inductor.config.allow_buffer_reuse = False
+    # Every batch size counts, and beyond the limit a network runs uncompiled: training has up to six, and
+    # evaluation has more.
+    torch._dynamo.config.recompile_limit = 64
     for model in (module.student, module.teacher):
         if isinstance(model, NeuralFlowMap):
             model.network.compile(dynamic=False)

@@ -9,6 +9,7 @@ import signal
 import sys
 import warnings
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -58,6 +59,7 @@ def loggers(config: Config, run_dir: Path, start_step: int) -> list[Logger]:
     """The CSV file, and Weights & Biases if asked for."""
     result: list[Logger] = [MetricsCsv(run_dir / "metrics.csv", start_step)]
     if config.log.wandb:
+        import_module("wandb")  # says its name if it is missing: Lightning's own error does not
         logged_in = bool(os.environ.get("WANDB_API_KEY")) or "api.wandb.ai" in _netrc()
         os.environ.setdefault("WANDB_SILENT", "true")
         wandb = WandbLogger(
@@ -114,6 +116,8 @@ def build_trainer(config: Config, run_dir: Path, checkpoints: Checkpoints) -> Tr
         UserError: for a combination of trainer settings that this machine or Lightning does not take.
     """
     terminal, number_format = sys.stdout.isatty(), precision(config)
+    if terminal:
+        import_module("rich")  # as above
     progress: Callback = RichProgressBar() if terminal else PlainProgress()
     measured_too = checkpoints.every_steps if checkpoints.metric.startswith(LOOKAHEAD) else 0
     evaluation = Evaluation(run_dir / "samples", config.evaluate, measured_too)

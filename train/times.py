@@ -26,7 +26,8 @@ def from_density(uniform: Tensor, density: Sequence[float]) -> Tensor:
 
 
 class TimeSampler(NamedTuple):
-    """Draws s, then t in [s, 1]: a share on the diagonal t = s, a share at t = 1, the rest between.
+    """Draws s, then t in [s, 1]: a share on the diagonal t = s, a share at t = 1, a share of which s = 0 as
+    well, the rest between.
 
     Densities are those of the samples that are on neither; on the diagonal s has the law stated.
 

@@ -1,8 +1,8 @@
 """Self-distillation on the 2-D checkerboard: every objective with one network and one budget.
 
-``make bench-checkerboard`` runs this: it trains configs/checkerboard/NAME.yaml for each NAME, a few minutes
-each, and measures 1/2/4/8/16-step samples beside the published figures. A run that was interrupted goes on
-where it stopped when the same command is given again.
+``make bench-checkerboard`` runs this: it trains configs/checkerboard/NAME.yaml for each NAME, a quarter of an
+hour each, and measures 1/2/4/8/16-step samples beside the published figures. A run that was interrupted goes
+on where it stopped when the same command is given again.
 
 KL(p || q) is between cells: every square of the board is cut into PER_SIDE x PER_SIDE of them, so that 512
 hold the data, with p = 1 / 512 each; q = (n + 1/2) / (N + 256) where n of N samples fall into a cell,

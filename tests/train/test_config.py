@@ -130,6 +130,11 @@ BUILD_MISTAKES = [
     ("distill", ["times.distribution=normal"], "times.distribution: 'normal'"),
     ("distill", ["times.whole=0.5"], "times.whole is for objective.name=trajectory"),
     ("pretrain", ["times.whole=0.5"], "times.whole is for objective.name=trajectory"),
+    (
+        "distill",
+        ["objective.name=trajectory", "times.whole=0.5", "times.gap_start=0.5", "times.gap_steps=9"],
+        "times.gap_start must be 1 with times.whole",
+    ),
     ("distill", ["objective.name=trajectory", "times.whole=0.5"], "times.midpoint must be uniform with"),
     ("distill", ["times.midpoint=center"], "times.midpoint: 'center'"),
     ("pretrain", ["student.network=unet"], "student.network: 'unet' is not one of"),

@@ -64,6 +64,12 @@ def test_a_mistake_is_one_line_and_status_2(
     assert printed.err.startswith("error: ") and not (tmp_path / "run").exists()
 
 
+def test_wandb_that_is_missing_is_named(pretrain_yaml, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert main(["pretrain", str(pretrain_yaml), f"run_dir={tmp_path / 'run'}", "log.wandb=true"]) == 2
+    assert "error: this needs wandb: run `make install`" in capsys.readouterr().err
+
+
 def test_a_package_that_is_missing_is_named(pretrain_yaml, tmp_path, capsys, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "train" and name != "train.__main__"]:
         monkeypatch.delitem(sys.modules, name)

@@ -11,17 +11,16 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
 
-import torch
-
 from fmtt.flow.flow_map import NeuralFlowMap
 from train.demo import hit_rate
 from train.demo.hit_rate import Outcome
+from train.demo.processes import begin
 
 VARIANTS = (hit_rate.BASE, "best_of_n", "fmtt_tilt_denoiser", "fmtt_search_denoiser")
 
 
 class Beside:
-    """A process that is started once, asked for what it found, and gone at the end of the ``with`` block."""
+    """A process that is started once, asked once for what it found, and gone when the ``with`` block ends."""
 
     def __init__(self) -> None:
         self._process: Any = None
@@ -31,6 +30,9 @@ class Beside:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self._end()
+
+    def _end(self) -> None:
         if self._process is not None:
             self._process.terminate()
             self._process.join()
@@ -45,20 +47,21 @@ class Beside:
         sender.close()  # so that the end of the process is the end of what can be received
 
     def outcomes(self) -> dict[str, list[Outcome]]:
-        """By variant, once all are done; fewer if the process was not started or died."""
+        """By variant, those that are done by now; the process ends, as more than one can do the rest."""
         found: dict[str, list[Outcome]] = {}
-        while self._receiver is not None and len(found) < len(VARIANTS):
+        while self._receiver is not None and len(found) < len(VARIANTS) and self._receiver.poll():
             try:
                 variant, outcomes = self._receiver.recv()
-            except EOFError:
+            except EOFError:  # it died
                 break
             found[variant] = outcomes
+        self._end()
         return found
 
 
 def _work(teacher: NeuralFlowMap, sizes: dict[str, Any], sender: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
-    torch.set_num_threads(1)
+    begin()
     for variant in VARIANTS:
         found = hit_rate.outcomes(variant, teacher, teacher, **sizes)
         try:

@@ -33,7 +33,8 @@ SHARD_SAMPLES = 20_000
 LOOKAHEAD_SAMPLES = 256
 LOOKAHEAD_KEYS = ("t", "rmse", "teacher_nfe_matched")
 PROCESSES = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-"""Of the tilting experiment: the processors that are there, as long as it has work for them."""
+"""The processors that are there, as long as the tilting experiment has work for them; with more than one, it
+begins beside the training."""
 TILT_SEED = 0
 EXACT = {"num_particles": 64, "num_populations": 8, "base_samples": 4096}
 
@@ -74,7 +75,7 @@ def _demo(out: Path, fresh: bool, beside: Beside) -> dict[str, Any]:
     inputs = fingerprint(exported, teacher_print, fingerprint(ASSETS / SHIPPED), LOOKAHEAD_SAMPLES)
     evaluated = stages.run("evaluate", "4/6 look-ahead accuracy", inputs, lambda: evaluate(out))
     code = [Path(hit_rate.__file__), Path(exact.__file__)]
-    inputs = fingerprint(exported, teacher_print, EXACT, *code)
+    inputs = fingerprint(exported, teacher_print, EXACT, TILT_SEED, *code)
     tilted = stages.run("tilt", "5/6 tilting to 3:47", inputs, lambda: tilt(out, beside))
     inputs = fingerprint(exported, evaluated, tilted)
     page = out / "report.html"
@@ -154,11 +155,6 @@ def evaluate(out: Path) -> dict[str, Any]:
     return result
 
 
-def check_law(distilled: NeuralFlowMap, teacher: NeuralFlowMap) -> dict[str, Any]:
-    """Is the law of a tilt's particles the right one?"""
-    return exact.check_exactness(distilled, teacher, **EXACT)
-
-
 def _hit_rates(distilled: NeuralFlowMap, teacher: NeuralFlowMap, beside: Beside) -> dict[str, Any]:
     return hit_rate.compare(distilled, teacher, seed=TILT_SEED, processes=PROCESSES, known=beside.outcomes())
 
@@ -167,10 +163,11 @@ def tilt(out: Path, beside: Beside) -> dict[str, Any]:
     """Hit rates at equal cost, and the exactness check."""
     teacher, distilled, _ = models(out)
     if PROCESSES == 1:
-        checked, rates = check_law(distilled, teacher), _hit_rates(distilled, teacher, beside)
+        checked = exact.check_exactness(distilled, teacher, **EXACT)
+        rates = _hit_rates(distilled, teacher, beside)
     else:  # the check takes as long as a variant
         with workers(1) as pool:
-            check = pool.submit(check_law, distilled, teacher)
+            check = pool.submit(exact.check_exactness, distilled, teacher, **EXACT)
             rates = _hit_rates(distilled, teacher, beside)
             checked = check.result()
     keys = ("kl_to_base_law", "kl_to_closed_form", "noise_floor", "ess")

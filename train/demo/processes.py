@@ -10,7 +10,14 @@ from multiprocessing import get_context
 
 import torch
 
+from data.processes import end_with_parent
 from fmtt.errors import UserError
+
+
+def begin() -> None:
+    """Take one thread, and do not outlive the parent."""
+    torch.set_num_threads(1)
+    end_with_parent()
 
 
 @contextmanager
@@ -20,8 +27,7 @@ def workers(count: int) -> Iterator[ProcessPoolExecutor]:
     Raises:
         UserError: when one of them dies.
     """
-    context = get_context("spawn")
-    with ProcessPoolExecutor(count, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(count, get_context("spawn"), initializer=begin) as pool:
         try:
             yield pool
         except BrokenProcessPool as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from fmtt.flow.calculus import average_velocity
 from fmtt.tensor import expand_like, take_cond
@@ -14,7 +14,8 @@ from train.losses.base import LossOutput, PathSample, Times, mean_square
 
 LEGS = 24
 """Steps from 0 to 1, a pass of the teacher each; a part of the way takes its share of them. On the clock the
-last state is then off by 0.002 root mean square; Heun's method with as many passes is off by 0.005."""
+last state of a whole way is then off by 0.002 root mean square; Heun's method with as many passes is off by
+0.005. The first step, also of a part, is Euler's."""
 CROWDING = 1.25
 """Power by which legs shorten towards t = 1, where the velocity changes fastest."""
 JUMPS = 4
@@ -83,22 +84,25 @@ def follow(teacher: VelocityField, x: Tensor, t: Tensor, legs: Tensor, cond: Con
     Adams-Bashforth method of third order. The velocity at the last time, where it may not be known, is not
     asked for.
 
-    The teacher is called K times whatever ``legs`` are: processes that share its weights call it in step.
+    With several processes the teacher is called K times whatever ``legs`` are: those that share its weights
+    call it in step.
     """
     B, K = len(x), t.shape[1] - 1
     states, velocities = x[:, None].repeat(1, K + 1, *[1] * (x.ndim - 1)), x.new_zeros(B, K, *x.shape[1:])
     order, size = legs.argsort(descending=True), -(-B // SIZES)
     on_the_way = (legs[:, None] > torch.arange(K, device=x.device)).sum(0).tolist()
     for k, count in enumerate(on_the_way):
+        if count == 0 and not (distributed.is_available() and distributed.is_initialized()):
+            break
         rows = order[: min(B, max(1, -(-count // size)) * size)]
-        column = torch.minimum(legs[rows] - 1, torch.tensor(k, device=x.device))
+        column = (legs[rows] - 1).clamp_max(k)
         velocity = teacher(states[rows, column], t[rows, column], take_cond(cond, rows))[:count]
         rows = rows[:count]
         velocities[rows, k] = velocity.to(velocities.dtype)
         step = states[rows, k]
         for back, weight in enumerate(step_weights(t[rows, max(0, k - 2) : k + 2])):
             step = step + expand_like(weight, x) * velocities[rows, k - back]
-        states[rows, k + 1] = step
+        states[rows, k + 1] = step.to(states.dtype)
     return Trajectory(t, states, velocities)
 
 
@@ -125,8 +129,8 @@ def trajectory(
     do not depend on the student, so nothing is bootstrapped. The factor (1 - a)^2 measures the error at the
     endpoint that a straight line would reach. A jump of no length is asked for the teacher's velocity. Jumps
     start at every part of the path alike: where trajectories part, the velocity that the student begins
-    with is better than what a few long jumps teach. A part of a trajectory costs its part of the teacher's
-    passes: times of whole ones and of parts mixed put the jumps where trajectories part.
+    with is better than what a few long jumps teach. Part of a trajectory costs about its part of the
+    teacher's passes: times of whole ones and of parts mixed put more jumps where trajectories part.
     """
     first, second = shares(times)
     t, legs = time_grid(times.s, times.t, first)

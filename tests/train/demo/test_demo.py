@@ -13,6 +13,7 @@ from fmtt.errors import UserError
 from train.demo import demo as program
 from train.demo import exact, hit_rate
 from train.demo import report as reports
+from train.demo.beside import Beside
 
 SUMMARY = {"lookahead", "lookahead_shipped", "tilt", "seconds"}
 TILT = {"target", "tolerance_minutes", "budgets", "hit_rate", "mean_reward", "exact"}
@@ -44,9 +45,14 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_demo_writes_everything_and_a_second_run_reuses_it(
-    small: Path, capsys: pytest.CaptureFixture[str]
+    small: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(program, "PROCESSES", 2)
+    started = []
+    start = Beside.start
+    monkeypatch.setattr(Beside, "start", lambda self, *a, **k: (started.append(k), start(self, *a, **k)))
     summary = program.demo(small)
+    assert started == [{"seed": program.TILT_SEED}]
     assert json.loads((small / "summary.json").read_text()) == summary
     assert set(summary) == SUMMARY
     for key in ("lookahead", "lookahead_shipped"):

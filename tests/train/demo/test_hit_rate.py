@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 
 import fmtt
 from train.demo import hit_rate
 from train.demo.beside import VARIANTS, Beside
 from train.demo.hit_rate import Outcome
+
+ROOT = Path(__file__).resolve().parents[3]
+PARENT = """
+import time
+import fmtt
+from train.demo.beside import Beside
+
+if __name__ == "__main__":
+    with Beside() as beside:
+        beside.start(fmtt.load("clock-teacher"), seed=0)
+        print(beside._process.pid, flush=True)
+        time.sleep(60)
+"""
 
 
 def test_every_variant_keeps_its_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +89,7 @@ def test_the_process_beside_finds_what_the_map_is_not_needed_for(monkeypatch: py
     with Beside() as beside:
         assert beside.outcomes() == {}  # not started
         beside.start(teacher, seed=3)
+        beside._process.join()
         found = beside.outcomes()
     assert tuple(found) == VARIANTS
     for variant, (mine,) in found.items():
@@ -91,3 +112,36 @@ def test_a_process_beside_that_dies_leaves_the_work_to_others() -> None:
         beside.start(fmtt.load("clock-teacher"), seed=0)
         beside._process.kill()
         assert beside.outcomes() == {}
+
+
+def test_what_is_not_done_yet_is_left_to_others() -> None:
+    with Beside() as beside:
+        beside.start(fmtt.load("clock-teacher"), seed=0)
+        assert beside.outcomes() == {} and not beside._process.is_alive()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=str)
+def test_the_process_beside_does_not_outlive_the_demo(number: signal.Signals, tmp_path: Path) -> None:
+    program = tmp_path / "parent.py"
+    program.write_text(PARENT)
+    environment = {**os.environ, "PYTHONPATH": "."}
+    with subprocess.Popen(
+        [sys.executable, str(program)], stdout=subprocess.PIPE, cwd=ROOT, env=environment
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        time.sleep(8)  # until it is at work
+        assert runs(child)
+        parent.send_signal(number)
+    deadline = time.monotonic() + 30
+    while runs(child) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not runs(child)
+
+
+def runs(process: int) -> bool:
+    """Whether it does, and is not merely waiting for somebody to ask how it ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
