@@ -180,6 +180,17 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
 
+def _clear_objective(merged: Any, overrides: list[str]) -> None:
+    """An objective that the command line gives, by name or as a sum, takes the place of the file's."""
+    given = [item.partition("=") for item in overrides]
+    named = any(key == "objective.name" and value.strip("'\" ") for key, _, value in given)
+    summed = any(key == "objective.terms" for key, _, _ in given)
+    if named or summed:
+        merged.objective.terms = {}
+    if summed and not named:
+        merged.objective.name = ""
+
+
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Read a YAML file over the defaults, then ``key=value`` overrides.
 
@@ -206,6 +217,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         source = "the command line"
         given = OmegaConf.from_dotlist(list(overrides or []))
         _check_sections(given, source)
+        _clear_objective(merged, overrides or [])
         merged = OmegaConf.merge(merged, given)
         source = str(path)
         if OmegaConf.is_missing(merged, "run_dir") or not merged.run_dir:

@@ -100,6 +100,19 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(file):
     assert config.student.args == {"dim": 64} and config.ema.half_lives == [3.0, 9.0]
 
 
+def test_an_objective_on_the_command_line_takes_the_place_of_the_files():
+    board = ROOT / "configs" / "checkerboard" / "lsd.yaml"
+    terms = {"lmd": 1.0, "flow_matching": 2.0}
+    assert load_config(board, ["objective.terms={lmd: 1.0, flow_matching: 2.0}"]).objective.weights() == terms
+    assert load_config(board, ["objective.name=mean_flow"]).objective.weights() == {"mean_flow": 1.0}
+    assert load_config(board, ["objective.terms.lsd=3"]).objective.weights()["lsd"] == 3.0
+    named = ROOT / "configs" / "clock" / "demo.yaml"
+    assert load_config(named, ["objective.terms={lsd: 1.0, diagonal: 0.5}"]).objective.weights() == {
+        "lsd": 1.0,
+        "diagonal": 0.5,
+    }
+
+
 def test_what_is_written_reads_back(file, tmp_path):
     config = load_config(file, ["seed=9", "student.args.dim=64"])
     again = tmp_path / "again.yaml"
