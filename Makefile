@@ -42,9 +42,11 @@ teacher: $(STAMP) ## train the clock's velocity model and ship it in fmtt/assets
 	$(PY) -m train export runs/clock-teacher fmtt/assets/clock-teacher
 	$(PY) -m train.demo.measure fmtt/assets/clock-teacher
 
-map: $(STAMP) ## distil the teacher and ship the flow map in fmtt/assets/clock-map (an hour and a half; needs g++)
+map: $(STAMP) ## distil the teacher and ship the flow map in fmtt/assets/clock-map (two and a half hours; needs g++)
 	$(PY) -m train distill configs/clock/map.yaml
-	$(PY) -m train export runs/clock-map fmtt/assets/clock-map
+	$(PY) -m train export runs/clock-map runs/clock-map-alone
+	$(PY) -m train distill configs/clock/map_anchored.yaml
+	$(PY) -m train export runs/clock-map-anchored fmtt/assets/clock-map --half
 	$(PY) -m train.demo.measure fmtt/assets/clock-map
 
 test: $(STAMP) ## fast tests

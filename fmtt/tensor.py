@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,20 @@ def batch_time(t: Time, x: Tensor) -> Tensor:
     if t.shape != (x.shape[0],):
         raise ValueError(f"a time must be a float or have shape ({x.shape[0]},), got {tuple(t.shape)}")
     return t.to(device=x.device, dtype=dtype)
+
+
+def expanded_time(t: Time, x: Tensor) -> Tensor:
+    """:func:`batch_time`, where a number becomes one entry expanded to (B,): its stride, 0, tells a network
+    that all samples share it. To differentiate with respect to such a time, clone it first."""
+    if isinstance(t, Tensor):
+        return batch_time(t, x)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return torch.full((), float(t), device=x.device, dtype=dtype).expand(x.shape[0])
+
+
+def per_time(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """``function`` of every entry of ``t`` (B,); of an expanded time, the result expanded."""
+    return function(t[:1]).expand(len(t)) if t.stride(0) == 0 and len(t) > 0 else function(t)
 
 
 def take_cond(cond: Cond | None, index: Tensor | slice) -> Cond | None:

@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("out_dir", type=Path)
     export.add_argument("--merge", action="store_true", help="fold LoRA adapters into the transformer")
     export.add_argument("--diffusers", action="store_true", help="write a whole pipeline's folder")
+    export.add_argument("--half", action="store_true", help="store weights in 16 bits: half the size")
     demo = commands.add_parser("demo", help="the clock, end to end: distil, export, evaluate, tilt, report")
     demo.add_argument("--out", type=Path, default=Path("runs/demo"))
     demo.add_argument("--fresh", action="store_true", help="delete earlier results first")
@@ -53,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     elif arguments.command == "export":
         from train.export import export_run
 
-        options = {"merged": arguments.merge, "pipeline": arguments.diffusers}
+        options = {"merged": arguments.merge, "pipeline": arguments.diffusers, "half": arguments.half}
         print(f"wrote {export_run(arguments.run_dir, arguments.out_dir, **options)}")
     else:
         from train.demo.demo import demo

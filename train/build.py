@@ -18,6 +18,7 @@ from fmtt.flow.flow_map import PREDICTIONS, NeuralFlowMap
 from fmtt.flow.interpolant import INTERPOLANTS
 from fmtt.models.checkpoint import NETWORKS, load, shipped
 from train.build_adversarial import build_adversarial
+from train.build_anchored import ANCHORED, anchored, is_anchored
 from train.choice import check_type, choose
 from train.config import Config, NetworkConfig
 from train.config_pretrained import PretrainedConfig
@@ -134,6 +135,8 @@ def build_module(config: Config, stage: str, data_shape: tuple[int, ...]) -> Flo
 
         if config.adversarial.weight > 0:
             raise UserError("adversarial.weight is not for teacher: {pretrained: ...}; leave it out")
+        if config.student.anchored:
+            raise UserError("student.anchored is not for teacher: {pretrained: ...}; leave it out")
         pair = build_pair(config, stage, data_shape)
         pair.student.train()
         return FlowMapModule(pair.student, pair.teacher, objective, times, config, pair.export, pair.guidance)
@@ -145,9 +148,12 @@ def build_module(config: Config, stage: str, data_shape: tuple[int, ...]) -> Flo
     teacher = None if stage == "pretrain" else build_teacher(config, data_shape)
     conditioned = config.guidance.scale[0] < config.guidance.scale[1]
     source = initial_map(config, stage, data_shape, teacher)
+    keeps_velocity = is_anchored(config, source)
     if source is not None:
         network, args = source.config["network"]["name"], dict(source.config["network"]["args"])
         student = student_of(source, network, args, conditioned)
+        if keeps_velocity:
+            network, student = ANCHORED, anchored(student, args, teacher)
     else:
         if conditioned:
             args["guidance"] = True

@@ -8,6 +8,7 @@ import torch
 
 from fmtt.errors import UserError
 from fmtt.flow.flow_map import NeuralFlowMap
+from fmtt.models.anchored_dit import AnchoredDiT
 from fmtt.models.checkpoint import NETWORKS
 from train.adversarial import Adversarial
 from train.choice import choose
@@ -16,6 +17,8 @@ from train.discriminator import Discriminator
 
 OWN = ("guidance", "principal", "num_classes")
 """Arguments of networks that are none of a discriminator's."""
+DISCRIMINATORS = {name: network for name, network in NETWORKS.items() if network is not AnchoredDiT}
+"""It judges at one time: an anchor alone would serve."""
 
 
 def build_adversarial(
@@ -38,8 +41,8 @@ def build_adversarial(
     for reason, wrong in refused.items():
         if wrong:
             raise UserError(f"adversarial.weight {reason}; 0 trains without a discriminator")
-    name = choose("adversarial.network", c.network or network, NETWORKS)
-    known = [p for p in inspect.signature(NETWORKS[name]).parameters if p != "data_shape"]
+    name = choose("adversarial.network", c.network or network.removeprefix("anchored_"), DISCRIMINATORS)
+    known = [p for p in inspect.signature(DISCRIMINATORS[name]).parameters if p != "data_shape"]
     args = {**c.args}
     for key in args:
         choose("adversarial.args", key, [p for p in known if p not in OWN])

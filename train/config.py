@@ -34,6 +34,9 @@ class NetworkConfig:
     init: str = "teacher"
     """teacher | scratch | an export (a folder or a shipped name), such as a flow map to fine-tune: initial
     weights when distilling. From a teacher or an export, network and args are its own."""
+    anchored: bool = False
+    """The student has the velocity of its teacher, a dit, exactly: its weights move from the teacher's, at
+    t = s, to its own, at t = 1. It trains slower, and a pass at one s and t costs the same."""
     lora: LoraConfig | None = None
     """Of a student of a text-to-image teacher: {rank: 16, ...}; without, a copy is trained in full."""
     second_time: str = "zero_init"

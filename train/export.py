@@ -37,7 +37,7 @@ CARD = """# {title}
 | seed | {seed} |
 | data | {data} |
 | teacher | {teacher} |
-| weights | average with half-life {half_life} steps |
+| weights | average with half-life {half_life} |
 
 {metrics}
 Load it with `fmtt.load("{folder}")`.
@@ -73,12 +73,18 @@ def last_metrics(run_dir: Path) -> dict[str, float]:
 
 
 def export_run(
-    run_dir: str | Path, out_dir: str | Path, *, merged: bool = False, pipeline: bool = False
+    run_dir: str | Path,
+    out_dir: str | Path,
+    *,
+    merged: bool = False,
+    pipeline: bool = False,
+    half: bool = False,
 ) -> Path:
     """Write the final averaged weights of ``run_dir`` as an export and check it against them.
 
     Args:
         merged, pipeline: for students of a text-to-image pipeline; see train.export_pretrained.
+        half: store the weights in float16, which halves the file; they are computed with in float32.
 
     Raises:
         UserError: when the run holds no checkpoint, or the export does not reproduce the student.
@@ -93,6 +99,10 @@ def export_run(
     if (merged or pipeline) and not is_pretrained(about):
         option = "--merge" if merged else "--diffusers"
         raise UserError(f"{option} is for students of teacher: {{pretrained: ...}}; leave it out")
+    if half and is_pretrained(about):
+        raise UserError("--half is for networks of this library: a pipeline's weights keep their dtype")
+    if half:
+        student = _rounded(student)
     half_life = next(iter(content["ema"]))
     trained = {
         "steps": step,
@@ -123,7 +133,7 @@ def export_run(
         seed=config["seed"],
         data=trained["data"],
         teacher=trained["teacher"] or "none",
-        half_life=half_life,
+        half_life=f"{half_life} steps" + (", stored in half precision" if half else ""),
         metrics=_metrics_table(metrics),
         folder=out_dir.name,
     )
@@ -140,9 +150,24 @@ def export_run(
         trained=trained,
         metrics=metrics,
         card=card,
+        dtype=torch.float16 if half else None,
     )
     check_export(student, out_dir)
     return out_dir
+
+
+def _rounded(student: NeuralFlowMap) -> NeuralFlowMap:
+    """The student with weights that float16 holds exactly.
+
+    Raises:
+        UserError: when a weight is beyond float16's range.
+    """
+    with torch.no_grad():
+        for name, p in student.named_parameters():
+            p.copy_(p.half())
+            if not bool(torch.isfinite(p).all()):
+                raise UserError(f"--half: {name} has values that float16 cannot hold: leave it out")
+    return student
 
 
 def data_name(data: dict[str, Any]) -> str:
@@ -181,11 +206,12 @@ def _check_replaced(out_dir: Path, about: Mapping[str, Any], config: Mapping[str
     for place in (out_dir, out_dir / "flow_map"):
         try:
             found = json.loads((place / "config.json").read_text(encoding="utf-8"))
-            there = [found["kind"], found["network"]["name"], str(tuple(found["data_shape"]))]
+            network = found["network"]["name"].removeprefix("anchored_")
+            there = [found["kind"], network, str(tuple(found["data_shape"]))]
             there += [str(found["trained"].get(name) or "none") for name in ("data", "teacher")]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # no export, which is for the writer to say
-        own = [about["kind"], about["network"], str(tuple(about["data_shape"]))]
+        own = [about["kind"], about["network"].removeprefix("anchored_"), str(tuple(about["data_shape"]))]
         own += [data_name(config["data"]), teacher_name(config["teacher"]) or "none"]
         names = ("kind", "network", "data shape", "data", "teacher")
         differs = [

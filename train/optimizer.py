@@ -77,7 +77,7 @@ def split_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Par
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        path = [part for part in name.split(".") if part not in ("network", "_orig_mod")]
+        path = [part for part in name.split(".") if part not in ("network", "own", "_orig_mod")]
         hidden = path[0] in HIDDEN  # of our own networks: not the layers of a transformer of diffusers
         is_matrix = hidden and parameter.ndim == 2 and name.endswith(".weight")
         (matrices if is_matrix else others).append(parameter)

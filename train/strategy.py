@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from fmtt.flow.flow_map import NeuralFlowMap
+from fmtt.models.anchored_dit import AnchoredDiT
 from fmtt.types import Cond, Time, VelocityField
 from train import sharded_checkpoint
 
@@ -105,7 +106,9 @@ def shard(student: NeuralFlowMap, mesh: DeviceMesh, teachers: Sequence[object] =
 
 
 def _cut(network: nn.Module, mesh: DeviceMesh, parts: Iterable[nn.Module] = ()) -> FSDPModule:
-    for unit in (*blocks(network), *parts):
+    # An anchor's blocks are not called, only looked into by those that are: they belong to the whole.
+    called = network.own if isinstance(network, AnchoredDiT) else network
+    for unit in (*blocks(called), *parts):
         fully_shard(unit, mesh=mesh)
     # Taken apart after every pass, like the others: it would go on with the weights of this one, which may
     # be the averages.

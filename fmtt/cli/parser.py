@@ -76,7 +76,11 @@ def _text(command: Parser) -> None:
     add("--negative-prompt", metavar="TEXT", help="of their guidance by two passes")
     add("--height", type=whole(1), help="of their pictures in pixels (default: the export's)")
     add("--width", type=whole(1), help="of their pictures in pixels (default: the export's)")
-    add("--dtype", type=one_of(DTYPES), help="of the weights (default: as stored; float32 beside a pipeline)")
+    add(
+        "--dtype",
+        type=one_of(DTYPES),
+        help="of the weights (default: float32; a pipeline's as stored)",
+    )
 
 
 def _steering(command: Parser, particles: int, schedules: str = "") -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from fmtt.errors import UserError
 from fmtt.flow import ode
 from fmtt.steering.lookahead import DenoiserLookahead, FlowMapLookahead, Lookahead
-from fmtt.tensor import batch_time, take_cond
+from fmtt.tensor import expanded_time, take_cond
 from fmtt.types import Cond, FlowMap, VelocityField
 
 TIMES = tuple(k / 10 for k in range(10))
@@ -103,7 +103,7 @@ def bind(lookahead: Lookahead, velocity: VelocityField) -> LookaheadFn:
     """A steering look-ahead over ``velocity`` as a plain function of (x, t, cond)."""
 
     def function(x: Tensor, t: float, cond: Cond | None) -> Tensor:
-        time = batch_time(t, x)
+        time = expanded_time(t, x)
         return lookahead(x, time, cond, velocity(x, time, cond) if lookahead.uses_velocity else None)
 
     return function

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fmtt.flow.interpolant import Interpolant
-from fmtt.tensor import batch_time, expand_like
+from fmtt.tensor import expand_like, expanded_time
 from fmtt.types import Cond, Time
 
 PREDICTIONS = ("velocity", "endpoint")
@@ -56,7 +56,7 @@ class NeuralFlowMap(nn.Module):
 
     def average_velocity(self, x: Tensor, s: Time, t: Time, cond: Cond | None = None) -> Tensor:
         """u_{s,t}(x), shape (B, *D): the mean velocity along the trajectory from s to t."""
-        s, t = batch_time(s, x), batch_time(t, x)
+        s, t = expanded_time(s, x), expanded_time(t, x)
         out = self.network(x, s, t, cond).to(x.dtype)  # autocast leaves a narrower dtype
         if self.prediction == "velocity":
             return out
@@ -68,7 +68,7 @@ class NeuralFlowMap(nn.Module):
         Raises:
             ValueError: when some t < s and the map is not bidirectional.
         """
-        s, t = batch_time(s, x), batch_time(t, x)
+        s, t = expanded_time(s, x), expanded_time(t, x)
         if not self.bidirectional and not torch.compiler.is_compiling() and bool((t < s).any()):
             raise ValueError("this flow map goes forward only: t < s needs a bidirectional export")
         return x + expand_like(t - s, x).to(x.dtype) * self.average_velocity(x, s, t, cond)

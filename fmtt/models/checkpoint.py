@@ -40,6 +40,7 @@ def save(
     metrics: Mapping[str, Any],
     card: str,
     kind: str = "flow_map",
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write an export; the folder appears complete or not at all.
 
@@ -50,6 +51,7 @@ def save(
         trained, metrics: JSON objects, stored as they are.
         card: the text of README.md.
         kind: ``flow_map``, or ``velocity`` for a model trained on its diagonal only.
+        dtype: to store floating-point weights in; their own if omitted.
 
     Raises:
         UserError: when :func:`load` would refuse the result, the folder holds something else, or the
@@ -70,6 +72,8 @@ def save(
     text = json.dumps(config, indent=2) + "\n"
     check_config(json.loads(text), path / CONFIG)
     weights = {name: w.detach().cpu().contiguous() for name, w in flow_map.network.state_dict().items()}
+    if dtype is not None:
+        weights = {name: w.to(dtype) if w.is_floating_point() else w for name, w in weights.items()}
     _check_weights(weights, build(config, path / CONFIG), path / WEIGHTS)
     if path.exists() and not (path / CONFIG).is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"{path} exists and is not an export: choose another folder")
@@ -89,7 +93,8 @@ def load(
         path: an export's folder, or the name of a shipped export where there is no such folder; or the
             folder of a text-to-image pipeline of diffusers, of which the flow map is loaded that was saved
             with it, or else the transformer.
-        dtype: of the weights; as stored if omitted.
+        dtype: of the weights; if omitted float32, also where they are stored in half precision, or for a
+            pipeline as stored.
 
     Returns:
         The flow map, with ``data_shape`` and the export's ``config``.
@@ -110,6 +115,8 @@ def load(
     flow_map = build(config, folder / CONFIG)
     weights = _read_weights(folder / WEIGHTS)
     _check_weights(weights, flow_map, folder / WEIGHTS)
+    own = flow_map.network.state_dict()
+    weights = {name: w.to(own[name].dtype) for name, w in weights.items()}
     flow_map.network.load_state_dict(weights, assign=True)
     flow_map.config = config
     try:

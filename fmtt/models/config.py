@@ -14,12 +14,13 @@ from torch import nn
 from fmtt.errors import UserError, nearest
 from fmtt.flow.flow_map import PREDICTIONS, NeuralFlowMap
 from fmtt.flow.interpolant import INTERPOLANTS
+from fmtt.models.anchored_dit import AnchoredDiT
 from fmtt.models.dit import DiT
 from fmtt.models.mlp import MLP
 
 FORMAT = 1
 KINDS = ("flow_map", "velocity")
-NETWORKS: dict[str, type[nn.Module]] = {"dit": DiT, "mlp": MLP}
+NETWORKS: dict[str, type[nn.Module]] = {"dit": DiT, "anchored_dit": AnchoredDiT, "mlp": MLP}
 
 KEYS: dict[str, type] = {
     "format": int,

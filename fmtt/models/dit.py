@@ -8,6 +8,10 @@ gives wrong gradients through a tangent), one shared modulation with a learned t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,7 +20,18 @@ from fmtt.models.attention import attention
 from fmtt.models.embeddings import GuidanceEmbedding, LabelEmbedding, TimeEmbedding, grid_positions
 from fmtt.models.norm import rms_norm
 from fmtt.models.principal import PrincipalEmbedding
+from fmtt.models.slide import Slide
 from fmtt.types import Cond
+
+
+class Layers(NamedTuple):
+    """What a block applies: its table (6, dim) and its linear layers."""
+
+    table: Tensor
+    qkv: Callable[[Tensor], Tensor]
+    proj: Callable[[Tensor], Tensor]
+    up: Callable[[Tensor], Tensor]
+    down: Callable[[Tensor], Tensor]
 
 
 class Block(nn.Module):
@@ -32,19 +47,37 @@ class Block(nn.Module):
         self.down = nn.Linear(hidden, dim)
         self.table = nn.Parameter(torch.zeros(6, dim))
 
-    def attend(self, x: Tensor) -> Tensor:
-        B, T, dim = x.shape
-        qkv = self.qkv(x).reshape(B, T, 3, self.heads, dim // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, dim / heads)
-        out = attention(rms_norm(q), rms_norm(k), v)
-        return self.proj(out.transpose(1, 2).reshape(B, T, dim))
+    def layers(self, anchor: Block | None, slide: Slide | None) -> Layers:
+        """Its own, or where an anchor is given those between the anchor's and its own."""
+        if anchor is None or slide is None:
+            return Layers(self.table, self.qkv, self.proj, self.up, self.down)
+        return Layers(
+            slide.between(anchor.table[None], self.table[None]),
+            partial(slide.linear, anchor.qkv, self.qkv),
+            partial(slide.linear, anchor.proj, self.proj),
+            partial(slide.linear, anchor.up, self.up),
+            partial(slide.linear, anchor.down, self.down),
+        )
 
-    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        m = (modulation + self.table).unsqueeze(2)  # (B, 6, 1, dim)
+    def attend(self, qkv: Tensor) -> Tensor:
+        """Tokens (B, T, dim) that attention makes of queries, keys and values (B, T, 3 dim)."""
+        B, T, width = qkv.shape
+        q, k, v = qkv.reshape(B, T, 3, self.heads, width // 3 // self.heads).permute(2, 0, 3, 1, 4)
+        out = attention(rms_norm(q), rms_norm(k), v)  # (B, heads, T, dim / heads)
+        return out.transpose(1, 2).reshape(B, T, width // 3)
+
+    def forward(
+        self, x: Tensor, modulation: Tensor, anchor: Block | None = None, slide: Slide | None = None
+    ) -> Tensor:
+        """Tokens (B, T, dim) of tokens x, modulated by (B or 1, 6, dim); ``anchor``, ``slide``: see
+        :meth:`layers`."""
+        layers = self.layers(anchor, slide)
+        m = (modulation + layers.table).unsqueeze(2)  # (B, 6, 1, dim)
         shift1, scale1, gate1, shift2, scale2, gate2 = m.unbind(1)
-        x = x + gate1 * self.attend(rms_norm(x) * (1 + scale1) + shift1)
-        h = self.up(rms_norm(x) * (1 + scale2) + shift2)
-        return x + gate2 * self.down(F.gelu(h, approximate="tanh"))
+        attended = self.attend(layers.qkv(rms_norm(x) * (1 + scale1) + shift1))
+        x = x + gate1 * layers.proj(attended)
+        h = layers.up(rms_norm(x) * (1 + scale2) + shift2)
+        return x + gate2 * layers.down(F.gelu(h, approximate="tanh"))
 
 
 class DiT(nn.Module):
@@ -111,23 +144,38 @@ class DiT(nn.Module):
             c = c + self.guidance(s, cond)
         return c if self.label is None else c + self.label(cond)
 
-    def embed_sample(self, x: Tensor) -> Tensor:
-        """Tokens (B, T, dim) of samples (B, C, H, W)."""
+    def modulations(self, s: Tensor, t: Tensor, cond: Cond | None) -> tuple[Tensor, Tensor]:
+        """Shifts, scales and gates of every block (B, 6, dim), shift and scale of the end (B, 2, dim)."""
+        c = F.silu(self.embed_condition(s, t, cond))
+        return self.modulation(c).unflatten(1, (6, -1)), self.final_modulation(c).unflatten(1, (2, -1))
+
+    @property
+    def all_blocks(self) -> list[Block]:
+        return cast(list[Block], list(self.blocks))
+
+    @property
+    def first(self) -> nn.Linear:
+        """The layer that makes tokens of :meth:`features`."""
+        return self.embed.linear if isinstance(self.embed, PrincipalEmbedding) else self.embed
+
+    def features(self, x: Tensor) -> Tensor:
+        """Patches (B, T, C patch^2) of samples (B, C, H, W), or coefficients (B, principal)."""
         if isinstance(self.embed, PrincipalEmbedding):
-            return self.embed(x)
+            return self.embed.coefficients(x)
         B, C, _, _ = x.shape
         (h, w), p = self.grid, self.patch
-        patches = x.reshape(B, C, h, p, w, p).permute(0, 2, 4, 1, 3, 5).reshape(B, h * w, C * p * p)
-        return self.embed(patches)
+        return x.reshape(B, C, h, p, w, p).permute(0, 2, 4, 1, 3, 5).reshape(B, h * w, C * p * p)
+
+    def image(self, out: Tensor) -> Tensor:
+        """Samples (B, C, H, W) of patches (B, T, C patch^2)."""
+        (h, w), p = self.grid, self.patch
+        B, C = len(out), out.shape[-1] // p**2
+        return out.reshape(B, h, w, C, p, p).permute(0, 3, 1, 4, 2, 5).reshape(B, C, h * p, w * p)
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        B, C, H, W = x.shape
-        (h, w), p = self.grid, self.patch
-        tokens = self.embed_sample(x) + self.positions  # (B, T, dim)
-        c = F.silu(self.embed_condition(s, t, cond))
-        modulation = self.modulation(c).reshape(B, 6, -1)
-        for block in self.blocks:
+        modulation, ending = self.modulations(s, t, cond)
+        tokens = self.first(self.features(x)).reshape(len(x), *self.positions.shape) + self.positions
+        for block in self.all_blocks:
             tokens = block(tokens, modulation)
-        shift, scale = self.final_modulation(c).unsqueeze(1).chunk(2, dim=-1)
-        out = self.final(rms_norm(tokens) * (1 + scale) + shift)
-        return out.reshape(B, h, w, C, p, p).permute(0, 3, 1, 4, 2, 5).reshape(B, C, H, W)
+        shift, scale = ending.unsqueeze(2).unbind(1)
+        return self.image(self.final(rms_norm(tokens) * (1 + scale) + shift))

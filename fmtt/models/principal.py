@@ -8,11 +8,12 @@ from torch.nn import functional as F
 
 
 class PrincipalEmbedding(nn.Module):
-    """Coefficients of a sample on the data's leading principal components, embedded as tokens.
+    """Coefficients of a sample on the data's leading principal components, and ``linear``, the layer that
+    makes tokens of them.
 
-    (B, *D) to (B, tokens, dim). Noise has a component along every direction, data only along few, and the
-    law of the data given a noisy sample depends on the sample's part in the data's own subspace alone. A
-    network that sees the rest fits its noise: with few thousand trajectories it learns them by heart.
+    Noise has a component along every direction, data only along few, and the law of the data given a noisy
+    sample depends on the sample's part in the data's own subspace alone. A network that sees the rest fits
+    its noise: with few thousand trajectories it learns them by heart.
 
     Args:
         width: number of entries of a sample.
@@ -26,15 +27,14 @@ class PrincipalEmbedding(nn.Module):
         super().__init__()
         if not 1 <= rank <= width:
             raise ValueError(f"principal must lie between 1 and the {width} entries of a sample, got {rank}")
-        self.tokens, self.dim = tokens, dim
         # Half the digits are enough for a fixed projection, and it is a fifth of a small network's size.
         self.register_buffer("basis", torch.zeros(rank, width, dtype=torch.float16))
         self.linear = nn.Linear(rank, tokens * dim)
 
     @property
     def fitted(self) -> bool:
-        """Whether the components are known; until then the layer sees nothing."""
-        return bool(self.basis.any())
+        """Whether the components are known, or another layer's serve; until then the layer sees nothing."""
+        return self._buffers["basis"] is None or bool(self.basis.any())
 
     @torch.no_grad()
     def fit(self, samples: Tensor) -> None:
@@ -57,6 +57,6 @@ class PrincipalEmbedding(nn.Module):
         largest = leading.gather(1, leading.abs().argmax(1, keepdim=True))
         self.basis.copy_(leading * largest.sign())
 
-    def forward(self, x: Tensor) -> Tensor:
-        coefficients = x.flatten(1) @ self.basis.to(x.dtype).T
-        return self.linear(coefficients).reshape(len(x), self.tokens, self.dim)
+    def coefficients(self, x: Tensor) -> Tensor:
+        """(B, rank), of samples (B, *D)."""
+        return x.flatten(1) @ self.basis.to(x.dtype).T

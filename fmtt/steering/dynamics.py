@@ -33,7 +33,7 @@ from fmtt.steering.kernel import (
 from fmtt.steering.problem import Evaluation, Needs, Probes, Problem, in_chunks, score
 from fmtt.steering.shift import guided, shift_of
 from fmtt.steering.weights import exact_increment, paper_increment
-from fmtt.tensor import batch_time, dot64, take_cond
+from fmtt.tensor import dot64, expanded_time, take_cond
 from fmtt.types import Cond, FlowMap
 
 __all__ = [
@@ -82,7 +82,7 @@ def evaluate(
     def work(x: Tensor, cond: Cond | None, probes: Tensor | None) -> Evaluation:
         if t >= 1:
             return Evaluation(value=score(problem, x, cond).double(), endpoint=x if needs.endpoint else None)
-        return _evaluate(problem, x, batch_time(t, x), needs, cond, probes)
+        return _evaluate(problem, x, expanded_time(t, x), needs, cond, probes)
 
     probes = _draw(problem, x, t, needs, generator, len(x) if total is None else total)
     with problem.ranks.together(f"looking ahead from t={t:g}"):
@@ -130,9 +130,9 @@ def _evaluate(
     plain = sdpa_kernel(SDPBackend.MATH) if needs.laplacian else nullcontext()
     if looks:
         with torch.set_grad_enabled(needs.gradient), plain:
-            x_, t_ = x.detach(), t.detach().clone()
+            x_, t_ = x.detach(), t
             if needs.gradient:
-                x_, t_ = x_.requires_grad_(), t_.requires_grad_(needs.residual)
+                x_, t_ = x_.requires_grad_(), t.clone().requires_grad_() if needs.residual else t
             b = problem.velocity(x_, t_, cond) if shares else None
             endpoint = lookahead(x_, t_, cond, b)
             passes = lookahead.passes + shares

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from fmtt.errors import UserError
 from fmtt.flow import ode
 from fmtt.flow.interpolant import Interpolant
-from fmtt.tensor import expand_like
+from fmtt.tensor import expand_like, expanded_time, per_time
 from fmtt.types import Cond, FlowMap, Time, VelocityField
 
 NAMES = ("flow_map", "denoiser", "euler", "ode", "none")
@@ -101,7 +101,8 @@ class EulerLookahead:
         step = expand_like(h, x).to(x.dtype)  # times are wider than half-precision states
         x = x + step * velocity
         for j in range(1, self.steps):
-            x = x + step * _call(self.checkpoint, self.velocity, x, t + j * h, cond)
+            now = per_time(lambda t, j=j: t + j * ((1 - t) / self.steps), t)
+            x = x + step * _call(self.checkpoint, self.velocity, x, now, cond)
         return x
 
 
@@ -122,10 +123,13 @@ class FlowMapLookahead:
         self.recomputed = self.passes if checkpoint else 0
 
     def __call__(self, x: Tensor, t: Tensor, cond: Cond | None, velocity: Tensor | None) -> Tensor:
-        left, start = 1 - t, t
+        start = t
         for j in range(1, self.steps + 1):
-            last = j == self.steps
-            end = torch.ones_like(t) if last else t + left * (j / self.steps)
+            share = j / self.steps
+            if j == self.steps:
+                end = expanded_time(1.0, t)
+            else:
+                end = per_time(lambda t, share=share: t + (1 - t) * share, t)
             x = _call(self.checkpoint, self.flow_map, x, start, end, cond)
             start = end
         return x

@@ -122,6 +122,7 @@ def test_weights_and_gradients_are_those_of_one_process(execute, clock_yaml, tmp
         {"ranks": 2, "settings": fsdp, "objectives": ["lmd", "lsd", "emd", "psd"]},
         {"ranks": 2, "settings": [*fsdp, *own], "objectives": ["mean_flow"]},
         {"ranks": 4, "nodes": 2, "settings": hsdp, "objectives": ["trajectory", "esd", "tvm", "lmd"]},
+        {"ranks": 2, "settings": [*fsdp, "student.anchored=true"], "objectives": ["trajectory", "lmd"]},
     ]
     for number, run in enumerate(runs):
         run |= {"run_dir": f"run{number}", "out": f"out{number}"}
@@ -134,7 +135,8 @@ def test_weights_and_gradients_are_those_of_one_process(execute, clock_yaml, tmp
         expected = one_process(config, ranks, run["objectives"])
         for rank in ranks:
             pieces = {name for name, in_pieces in rank["pieces"].items() if in_pieces}
-            assert "student.network.blocks.0.qkv.weight" in pieces and "student.network.embed.bias" in pieces
+            network = "student.network." + ("own." if "student.anchored=true" in run["settings"] else "")
+            assert {f"{network}blocks.0.qkv.weight", f"{network}embed.bias"} <= pieces
             for step, gradients in zip(rank["steps"], expected["gradients"], strict=True):
                 assert_close(step["gradients"], gradients, 2e-5)
             assert_close(rank["weights"], expected["weights"], 2e-5)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 import fmtt
 from data.procedural import procedural
@@ -19,7 +20,7 @@ from fmtt.errors import UserError
 from fmtt.evaluation import exactness
 from fmtt.evaluation.lookahead import lookahead_errors, reference, teacher_nfe_matched
 from fmtt.flow.flow_map import NeuralFlowMap
-from fmtt.models.checkpoint import CARD, save
+from fmtt.models.checkpoint import CARD, WEIGHTS, save
 from fmtt.rewards import clock
 from train.losses.base import Times, mean_square, sample_path
 
@@ -97,6 +98,12 @@ def card_with(card: str, metrics: dict[str, Any]) -> str:
     return "\n".join([kept, "", HEADING, "", *rows, ""])
 
 
+def stored_dtype(path: Path) -> torch.dtype | None:
+    """In what the weights of the export at ``path`` are stored, None if in several."""
+    dtypes = {value.dtype for value in load_file(path / WEIGHTS).values() if value.is_floating_point()}
+    return dtypes.pop() if len(dtypes) == 1 else None
+
+
 def measure(path: Path) -> dict[str, Any]:
     """Measure the export at ``path`` and write it again with the figures."""
     card = path / CARD
@@ -115,6 +122,7 @@ def measure(path: Path) -> dict[str, Any]:
         trained=config["trained"],
         metrics=config["metrics"] | {"measured": metrics},
         card=card_with(card.read_text(encoding="utf-8"), metrics),
+        dtype=stored_dtype(path),
     )
     return metrics
 
