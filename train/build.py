@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from data.procedural import MODES
-from fmtt.errors import UserError
+from fmtt.errors import UserError, nearest
 from fmtt.flow.derivative import DERIVATIVES
 from fmtt.flow.flow_map import PREDICTIONS, NeuralFlowMap
 from fmtt.flow.interpolant import INTERPOLANTS
@@ -198,7 +198,9 @@ def initial_map(
     initial = config.student.init
     names = ("teacher", "scratch")
     if stage == "pretrain" or initial in names or not (os.path.isdir(initial) or initial in shipped()):
-        choose("student.init", initial, names)
+        if initial not in names:
+            near = nearest(initial, [*names, *shipped()])
+            raise UserError(f"student.init: {initial!r} is not one of {', '.join(names)} nor an export{near}")
         return teacher if isinstance(teacher, NeuralFlowMap) and initial == "teacher" else None
     source = load(initial)
     check_shape("student.init", initial, source, data_shape)

@@ -37,7 +37,7 @@ MISTAKES = {
     "trainer.compile=true": "adversarial.weight needs trainer.compile=false",
     "trainer.strategy=fsdp": "adversarial.weight needs trainer.strategy=auto or ddp",
     "trainer.precision=16-mixed": "adversarial.weight needs another trainer.precision than 16-mixed",
-    "student.init=/nowhere": "student.init: '/nowhere' is not one of teacher, scratch",
+    "student.init=/nowhere": "student.init: '/nowhere' is not one of teacher, scratch nor an export",
     "student.init=clock-map": "student.init: clock-map is for samples of shape (3, 32, 32)",
 }
 

@@ -10,6 +10,7 @@ import fmtt
 from fmtt.baselines.best_of_n import best_of_n
 from fmtt.evaluation import exactness, lookahead
 from fmtt.flow.flow_map import NeuralFlowMap
+from fmtt.models.anchored_dit import AnchoredDiT
 from fmtt.rewards.clock_reward import ClockReward
 from train.demo.exact import SMOOTHING, effective_size
 
@@ -29,8 +30,10 @@ def under_trained() -> NeuralFlowMap:
 
     There its look-ahead is the denoiser; on the way its error is about twice the shipped map's.
     """
-    blended, start = fmtt.load("clock-map"), fmtt.load("clock-teacher").state_dict()
-    blended.load_state_dict({k: torch.lerp(v, start[k], UNTRAINED) for k, v in blended.state_dict().items()})
+    blended = fmtt.load("clock-map")
+    assert isinstance(blended.network, AnchoredDiT)
+    own, start = blended.network.own, blended.network.anchor.state_dict()
+    own.load_state_dict({k: torch.lerp(v, start[k], UNTRAINED) for k, v in own.state_dict().items()})
     return blended
 
 
