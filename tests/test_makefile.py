@@ -34,10 +34,14 @@ def test_shipped_models_are_trained_and_exported_from_configs_that_exist(target:
     from train.__main__ import parser
     from train.config import load_config
 
-    training, export = (parser().parse_args(words) for words in training_commands(target))
-    config = load_config(ROOT / training.config, [])
-    assert Path(config.run_dir) == export.run_dir
-    assert export.out_dir == Path("fmtt/assets") / f"clock-{target}"
+    given = [parser().parse_args(words) for words in training_commands(target)]
+    stages = list(zip(given[::2], given[1::2], strict=True))
+    configs = [load_config(ROOT / training.config, []) for training, _ in stages]
+    assert [Path(config.run_dir) for config in configs] == [export.run_dir for _, export in stages]
+    exported = [export.out_dir for _, export in stages]
+    assert exported[-1] == Path("fmtt/assets") / f"clock-{target}"
+    # A stage after the first goes on from what the one before exported.
+    assert [Path(config.student.init) for config in configs[1:]] == exported[:-1]
 
 
 @pytest.mark.parametrize(("arguments", "fresh"), [((), False), (("FRESH=1",), True), (("FRESH=0",), False)])

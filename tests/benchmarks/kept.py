@@ -6,11 +6,12 @@ import json
 import math
 import zlib
 from collections.abc import Callable, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fmtt.evaluation.comparison import statistics
 from fmtt.evaluation.style import png
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 
 Estimate = list[float]
 """[value, standard error], as JSON holds it."""
+
+
+def digest(network: nn.Module) -> str:
+    """Eight hexadecimal digits of a network's weights: what is kept of one is not another's."""
+    parts = (value.detach().cpu().contiguous().numpy().tobytes() for value in network.state_dict().values())
+    return f"{reduce(lambda found, part: zlib.crc32(part, found), parts, 0):08x}"
 
 
 def kept(

@@ -31,7 +31,7 @@ from fmtt.types import VelocityField
 from tests.benchmarks import constraints, ess, question_figures
 from tests.benchmarks.advantage import LOOKAHEADS, Size, Task, returned, weighted
 from tests.benchmarks.constraints import TARGET
-from tests.benchmarks.kept import kept, write_png
+from tests.benchmarks.kept import digest, kept, write_png
 from tests.benchmarks.question_figures import twins
 
 MAP, TEACHER = "clock-map", "clock-teacher"
@@ -68,6 +68,7 @@ class Bench:
     def __init__(self, out: Path, plan: Plan) -> None:
         self.out, self.plan = out, plan
         self.flow_map: NeuralFlowMap = fmtt.load(MAP)
+        self.digest = digest(self.flow_map)
         self.velocity: VelocityField = fmtt.load(TEACHER).velocity
 
     def task(self, name: str, sharpness: float) -> Task:
@@ -80,7 +81,8 @@ class Bench:
         reward = " + ".join(map(repr, parts_of(task.reward, task.name).values()))
 
         def cell(name: str, asked: dict[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-            return kept(self.out / "cells", f"{task.name}-{name}", {"reward": reward, **asked}, work)
+            asked = {"reward": reward, "map": self.digest, **asked}
+            return kept(self.out / "cells", f"{task.name}-{name}", asked, work)
 
         def hits(method: str, passes: int) -> dict[str, Any]:
             asked = {"runs": size.runs}
@@ -137,8 +139,9 @@ class Bench:
                     for how in ess.RESAMPLING:
                         name = f"{task.name}-{lookahead}-{steps}-{how.replace(' ', '-')}"
                         given = (task, lookahead, steps, how, *sizes)
+                        asked = {"sizes": sizes, "map": self.digest}
                         cells[lookahead, sharpness, steps, how] = kept(
-                            self.out / "cells", name, {"sizes": sizes}, lambda g=given: ess.measure(*g)
+                            self.out / "cells", name, asked, lambda g=given: ess.measure(*g)
                         )
         found = {how: ess.points(cells, how, TARGET) for how in ess.RESAMPLING}
         agreed = {

@@ -39,6 +39,14 @@ def test_a_cell_is_computed_once(tmp_path):
     assert kept.kept(tmp_path, "a", {"n": 2}, work) == {"value": 3}
 
 
+def test_another_maps_results_are_not_this_ones():
+    one = fmtt.load("clock-map")
+    before = kept.digest(one)
+    assert before == kept.digest(fmtt.load("clock-map")) and len(before) == 8
+    next(one.parameters()).data.view(-1)[0] += 1e-3
+    assert kept.digest(one) != before
+
+
 def test_the_error_of_a_spread_is_that_of_normal_samples():
     values = 3 * torch.randn(20, 400, generator=torch.Generator().manual_seed(0))
     found = torch.tensor([kept.spread(row) for row in values])
@@ -118,7 +126,7 @@ def test_cells_of_another_reward_are_not_taken_for_this_one(tmp_path, monkeypatc
         questions, "kept", lambda folder, name, given, work: asked.append((name, given)) or {}
     )
     bench = object.__new__(questions.Bench)
-    bench.out = tmp_path
+    bench.out, bench.digest = tmp_path, ""
     for strength in (300.0, 200.0):
         parts = {"time": ClockReward("3:47", 40.0), "hand": constraints.HandColour(strength)}
         task = advantage.Task(

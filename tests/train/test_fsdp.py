@@ -122,7 +122,11 @@ def test_weights_and_gradients_are_those_of_one_process(execute, clock_yaml, tmp
         {"ranks": 2, "settings": fsdp, "objectives": ["lmd", "lsd", "emd", "psd"]},
         {"ranks": 2, "settings": [*fsdp, *own], "objectives": ["mean_flow"]},
         {"ranks": 4, "nodes": 2, "settings": hsdp, "objectives": ["trajectory", "esd", "tvm", "lmd"]},
-        {"ranks": 2, "settings": [*fsdp, "student.anchored=true"], "objectives": ["trajectory", "lmd"]},
+        {
+            "ranks": 2,
+            "settings": [*fsdp, "student.anchored=true", "student.init=teacher"],
+            "objectives": ["trajectory", "lmd"],
+        },
     ]
     for number, run in enumerate(runs):
         run |= {"run_dir": f"run{number}", "out": f"out{number}"}
