@@ -137,9 +137,9 @@ def test_weights_and_gradients_are_those_of_one_process(execute, clock_yaml, tmp
         ranks = kept(tmp_path / f"out{number}", run["ranks"])
         config = load_config(clock_yaml, ["run_dir=unused", *run["settings"]])
         expected = one_process(config, ranks, run["objectives"])
+        network = "student.network." + ("own." if "student.anchored=true" in run["settings"] else "")
         for rank in ranks:
             pieces = {name for name, in_pieces in rank["pieces"].items() if in_pieces}
-            network = "student.network." + ("own." if "student.anchored=true" in run["settings"] else "")
             assert {f"{network}blocks.0.qkv.weight", f"{network}embed.bias"} <= pieces
             for step, gradients in zip(rank["steps"], expected["gradients"], strict=True):
                 assert_close(step["gradients"], gradients, 2e-5)
@@ -147,7 +147,7 @@ def test_weights_and_gradients_are_those_of_one_process(execute, clock_yaml, tmp
             for half_life, average in expected["ema"].items():
                 assert_close(rank["ema"][half_life], average, 2e-5)
         first = dict(build_module(config, "distill", (3, 32, 32)).named_parameters())
-        name = "student.network.blocks.0.qkv.weight"
+        name = f"{network}blocks.0.qkv.weight"
         moved = (expected["weights"][name] - first[name]).abs().max()
         assert float(moved) > 1e-3, "the comparison would hold without any training"
 
