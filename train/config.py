@@ -36,7 +36,7 @@ class NetworkConfig:
     weights when distilling. From a teacher or an export, network and args are its own."""
     anchored: bool = False
     """The student has the velocity of its teacher, a dit, exactly: its weights move from the teacher's, at
-    t = s, to its own, at t = 1. It trains slower, and a pass at one s and t costs the same."""
+    t = s, to its own, at t = 1. It trains slower; a large batch at one s and t costs the same."""
     lora: LoraConfig | None = None
     """Of a student of a text-to-image teacher: {rank: 16, ...}; without, a copy is trained in full."""
     second_time: str = "zero_init"

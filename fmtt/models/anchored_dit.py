@@ -25,8 +25,9 @@ class AnchoredDiT(nn.Module):
     error that it has elsewhere, so that many small steps with it are no better than a few. A jump to t = 1
     uses its own weights alone, but for the last thousandth of the time.
 
-    Where all samples share s and t, as in sampling, the weights are merged and a pass costs what one of a
-    ``DiT`` does; else, as in training, about two.
+    Where all samples share s and t, as in sampling, the weights are merged: a pass costs what one of a
+    ``DiT`` does and the merging as much as a dozen samples. Else, as in training or where tilting needs the
+    derivative in t, it costs nearly two.
 
     Args: those of :class:`DiT`, for both.
     """
