@@ -1,10 +1,13 @@
 """``fmtt info | rewards | sample | tilt | search | evaluate | certify | compare | prompts | edit``.
 
-Exit status: 0 done; 2 what the user gave is wrong (one line on stderr); 130 after Ctrl-C; 1 anything else.
+Exit status: 0 done; 2 what the user gave is wrong (one line on stderr); 130 after Ctrl-C; 141 where the
+reader of the output closed it, as ``head`` does; 1 anything else.
 """
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import sys
 import warnings
@@ -23,6 +26,18 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     _say("warning", message)
 
 
+def _reader_left() -> bool:
+    """Whether nobody reads the standard output any more; what was left to write then goes nowhere."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), select.POLLOUT)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0)):
+        return False
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())  # or the interpreter complains on its way out
+    os.close(nowhere)
+    return True
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     with warnings.catch_warnings():
@@ -30,12 +45,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             args = build_parser().parse_args(argv)
             args.run(args)
+            sys.stdout.flush()
         except UserError as error:
             _say("error", error)
             return 2
         except RankError as error:
             _say("error", error)
             return 1
+        except BrokenPipeError:
+            if not _reader_left():
+                raise
+            return 128 + signal.SIGPIPE
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 128 + signal.SIGINT

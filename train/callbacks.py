@@ -177,7 +177,7 @@ class PlainProgress(Callback):
         rate = (step - self._first) / max(now - self._start, 1e-9)
         left = (trainer.max_steps - step) / rate if rate > 0 else float("inf")
         loss = float(trainer.callback_metrics.get("loss", float("nan")))
-        parts = [f"step {step}/{trainer.max_steps}", f"loss {loss:.5f}", f"{rate:.2f} steps/s"]
+        parts = [f"step {step}/{trainer.max_steps}", f"loss {loss:.3g}", f"{rate:.2f} steps/s"]
         shown = trainer.progress_bar_metrics  # what train.throughput puts on a bar
         if "samples_per_s" in shown:
             parts += [f"{shown['samples_per_s']:.0f} samples/s", f"{shown['data_wait']:.1%} waiting for data"]

@@ -233,7 +233,10 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise UserError(_unknown_key(str(error.full_key or error.key), source)) from error
     except OmegaConfBaseException as error:
         key = f"{error.full_key}: " if error.full_key else ""
-        raise UserError(f"{source}: {key}{str(error).splitlines()[0]}") from error
+        message = str(error).splitlines()[0]
+        if "is not a ListConfig" in message:
+            message = "must be a list, such as [1, 2]"
+        raise UserError(f"{source}: {key}{message}") from error
     except TypeError as error:  # what OmegaConf says of a list in a mapping's place
         raise UserError(f"{source}: {error}") from error
     except (YAMLError, UnicodeDecodeError) as error:

@@ -20,7 +20,9 @@ from train.build import build_network
 from train.checkpoints import final_checkpoint
 from train.config import NetworkConfig, ObjectiveConfig
 from train.export_pretrained import write_export
+from train.global_batch import global_batch
 from train.pretrained import is_pretrained, rebuild_student
+from train.teacher import ORACLE, SELF
 from train.throughput import PREFIX
 
 CARD = """# {title}
@@ -37,6 +39,7 @@ CARD = """# {title}
 | seed | {seed} |
 | data | {data} |
 | teacher | {teacher} |
+| started from | {init} |
 | weights | average with half-life {half_life} |
 
 {metrics}
@@ -107,7 +110,7 @@ def export_run(
     trained = {
         "steps": step,
         "max_steps": config["max_steps"],
-        "batch_size": config["batch_size"],
+        "batch_size": global_batch(config),
         "seed": config["seed"],
         "objective": config["objective"],
         "times": config["times"],
@@ -115,6 +118,7 @@ def export_run(
         "optimizer": config["optimizer"],
         "data": data_name(config["data"]),
         "teacher": teacher_name(config["teacher"]),
+        "init": _started_from(config),
         "ema_half_life": float(half_life),
         "value_range": config["data"]["value_range"],
     }
@@ -129,10 +133,11 @@ def export_run(
         objective=" + ".join(ObjectiveConfig(**config["objective"]).weights()),
         steps=step,
         max_steps=config["max_steps"],
-        batch_size=config["batch_size"],
+        batch_size=trained["batch_size"],
         seed=config["seed"],
         data=trained["data"],
         teacher=trained["teacher"] or "none",
+        init=trained["init"],
         half_life=f"{half_life} steps" + (", stored in half precision" if half else ""),
         metrics=_metrics_table(metrics),
         folder=out_dir.name,
@@ -180,6 +185,14 @@ def teacher_name(teacher: Any) -> str:
     """What an export calls the teacher of a run's configuration."""
     where = teacher["pretrained"] if isinstance(teacher, dict) else str(teacher)
     return Path(where).name if Path(where).exists() or not isinstance(teacher, dict) else where
+
+
+def _started_from(config: Mapping[str, Any]) -> str:
+    """Whose weights a run's student began with."""
+    init, teacher = config["student"].get("init", "teacher"), teacher_name(config["teacher"])
+    if init == "teacher":
+        init = "scratch" if teacher in ("", SELF) or teacher.startswith(ORACLE) else teacher
+    return "random weights" if init == "scratch" else Path(init).name
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -30,10 +30,10 @@ from train.times import TimeSampler
 from train.weighting import Ramp, Weighting
 
 REMEDY = (
-    "the last checkpoint is intact: lower optimizer.lr and optimizer.muon_lr, "
+    "earlier checkpoints are intact: lower optimizer.lr and optimizer.muon_lr, "
     "or use trainer.precision=32-true"
 )
-CALM = "the last checkpoint is intact: lower adversarial.lr, or raise adversarial.r1 and adversarial.r2"
+CALM = "earlier checkpoints are intact: lower adversarial.lr, or raise adversarial.r1 and adversarial.r2"
 
 
 class FlowMapModule(LightningModule):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -10,6 +9,7 @@ from omegaconf import OmegaConf
 from fmtt.errors import UserError
 from train.config import Config, to_yaml
 from train.export import read_config
+from train.global_batch import GLOBAL_BATCH, global_batch
 
 RESUME_FIXED = (
     *("seed", "teacher", "student", "objective", "guidance", "times", "optimizer", "ema", "weighting"),
@@ -17,8 +17,6 @@ RESUME_FIXED = (
     *("data.source", "data.sources"),
 )
 """Keys that a run cannot change when it continues."""
-GLOBAL_BATCH = ("batch_size", "trainer.accumulate", "trainer.devices", "trainer.num_nodes")
-"""Keys whose product it cannot change: the samples of an optimizer step."""
 
 
 def check_same_run(config: Config, run_dir: Path) -> None:
@@ -37,7 +35,7 @@ def check_same_run(config: Config, run_dir: Path) -> None:
             old, new = OmegaConf.select(saved, key), OmegaConf.select(now, key)
             if old != new:
                 raise UserError(_another_run(f"{key} is {new}", run_dir, str(old)))
-    old, new = (math.prod(OmegaConf.select(c, key) for key in GLOBAL_BATCH) for c in (saved, now))
+    old, new = (global_batch(c) for c in (saved, now))
     if old != new:
         raise UserError(_another_run(f"{' x '.join(GLOBAL_BATCH)} is {new}", run_dir, str(old)))
 

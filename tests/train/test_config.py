@@ -28,6 +28,7 @@ MISTAKES = [
     (["run_dir=${nowhere}"], "nowhere"),
     (["max_steps"], "override 'max_steps' is not of the form key=value"),
     (["=3"], "is not of the form key=value"),
+    (["ema.half_lives=3"], "the command line: ema.half_lives: must be a list, such as [1, 2]"),
     (["ema.half_lives=[1,"], "the command line is not valid YAML"),
     (["max_steps=0"], "max_steps must be at least 1, got 0"),
     (["batch_size=-1"], "batch_size must be at least 1"),

@@ -53,8 +53,20 @@ def test_a_velocity_model_teaches_a_flow_map(toy, tmp_path):
     x, s = torch.randn(3, 2), torch.rand(3)
     loaded = fmtt.load(teacher)
     assert torch.equal(loaded.average_velocity(x, s, s), loaded.average_velocity(x, s, torch.ones(3)))
+    assert fmtt.load(teacher).config["trained"]["init"] == "random weights"
     mapped = train(toy("max_steps=2", f"teacher={teacher}", distill="lmd"), "distill")
-    assert fmtt.load(export_run(mapped, tmp_path / "map")).config["trained"]["teacher"] == "teacher"
+    trained = fmtt.load(export_run(mapped, tmp_path / "map")).config["trained"]
+    assert (trained["teacher"], trained["init"]) == ("teacher", "teacher")
+    options = ["max_steps=1", f"teacher={teacher}", f"student.init={tmp_path / 'map'}"]
+    longer = export_run(train(toy(*options, distill="lmd", run="longer"), "distill"), tmp_path / "out")
+    assert "| started from | map |" in (longer / "README.md").read_text()
+
+
+def test_the_batch_is_that_of_a_step(toy, tmp_path):
+    step = ["batch_size=16", "trainer.accumulate=3"]
+    folder = export_run(train(toy("max_steps=2", *step), "pretrain"), tmp_path / "out")
+    assert "| steps x batch | 2 of 2 x 48 |" in (folder / "README.md").read_text()
+    assert fmtt.load(folder).config["trained"]["batch_size"] == 48
 
 
 def test_another_models_export_is_not_replaced(toy, tmp_path, capsys):

@@ -63,7 +63,7 @@ def test_a_batch_with_a_nan_stops_the_run_and_the_same_command_goes_on(toy, monk
     with monkeypatch.context() as patch:
         patch.setattr(FlowMapModule, "training_step", spoilt)
         said = (
-            r"the loss is not finite at step 3 \(1 of 16 samples, first at s=0\.\d{3}, t=0\.\d{3}\); the last"
+            r"the loss is not finite at step 3 \(1 of 16 samples, first at s=0\.\d{3}, t=0\.\d{3}\); earlier"
         )
         with pytest.raises(ValueError, match=said):
             train(config, "pretrain")
