@@ -42,11 +42,13 @@ teacher: $(STAMP) ## train the clock's velocity model and ship it in fmtt/assets
 	$(PY) -m train export runs/clock-teacher fmtt/assets/clock-teacher
 	$(PY) -m train.demo.measure fmtt/assets/clock-teacher
 
-map: $(STAMP) ## distil the teacher and ship the flow map in fmtt/assets/clock-map (two and a half hours; needs g++)
+map: $(STAMP) ## distil the teacher and ship the flow map in fmtt/assets/clock-map (four hours; needs g++)
 	$(PY) -m train distill configs/clock/map.yaml
-	$(PY) -m train export runs/clock-map runs/clock-map-alone
+	$(PY) -m train export runs/clock-map runs/clock-map-export
 	$(PY) -m train distill configs/clock/map_anchored.yaml
-	$(PY) -m train export runs/clock-map-anchored fmtt/assets/clock-map --half
+	$(PY) -m train export runs/clock-map-anchored runs/clock-map-anchored-export
+	$(PY) -m train distill configs/clock/map_refined.yaml
+	$(PY) -m train export runs/clock-map-refined fmtt/assets/clock-map --half
 	$(PY) -m train.demo.measure fmtt/assets/clock-map
 
 test: $(STAMP) ## fast tests

@@ -28,12 +28,16 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 def _reader_left() -> bool:
     """Whether nobody reads the standard output any more; what was left to write then goes nowhere."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (AttributeError, OSError):  # closed from the start, or no file
+        return False
     output = select.poll()
-    output.register(sys.stdout.fileno(), select.POLLOUT)
+    output.register(descriptor, select.POLLOUT)
     if not any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0)):
         return False
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())  # or the interpreter complains on its way out
+    os.dup2(nowhere, descriptor)  # or the interpreter complains on its way out
     os.close(nowhere)
     return True
 
@@ -45,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             args = build_parser().parse_args(argv)
             args.run(args)
-            sys.stdout.flush()
+            print(end="", flush=True)
         except UserError as error:
             _say("error", error)
             return 2

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -56,22 +53,6 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def run(*args: str | Path) -> int:
     return main([str(a) for a in args])
-
-
-@pytest.mark.parametrize("buffered", [True, False])
-def test_a_reader_who_leaves_early_is_no_error(export: str, buffered: bool) -> None:
-    """As in ``fmtt info EXPORT | head -1``: the shell's own status for it, and silence."""
-    read, write = os.pipe()
-    os.close(read)
-    done = subprocess.run(
-        [sys.executable, "-m", "fmtt", "info", export],
-        stdout=write,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "" if buffered else "1"},
-    )
-    os.close(write)
-    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def summary(out: Path) -> dict:

@@ -23,7 +23,10 @@ def is_anchored(config: Config, source: NeuralFlowMap | None) -> bool:
         UserError: one line that names the key, for what an anchored student cannot be.
     """
     if config.student.network == ANCHORED:
-        raise UserError(f"student.network: {ANCHORED} needs a teacher's weights: set student.anchored=true")
+        raise UserError(
+            f"student.network: {ANCHORED} is not asked for by name, as it needs a teacher's weights: "
+            "leave it out, distil and set student.anchored=true"
+        )
     if config.student.anchored and source is None:
         raise UserError(
             "student.anchored needs distill, a teacher that is the export of a dit, and student.init: "
@@ -31,9 +34,10 @@ def is_anchored(config: Config, source: NeuralFlowMap | None) -> bool:
         )
     if source is None or not (config.student.anchored or isinstance(source.network, AnchoredDiT)):
         return False
-    if config.guidance.method:
+    if config.guidance.method or config.guidance.scale[0] < config.guidance.scale[1]:
+        key = "method" if config.guidance.method else "scale"
         raise UserError(
-            "guidance.method: an anchored student has its teacher's velocity, unguided: leave guidance out"
+            f"guidance.{key}: an anchored student has its teacher's velocity, unguided: leave guidance out"
         )
     return True
 
@@ -53,12 +57,15 @@ def anchored(student: NeuralFlowMap, args: dict[str, Any], teacher: Teacher | No
     fixed = fixed.anchor if isinstance(fixed, AnchoredDiT) else fixed
     own = student.network.own if isinstance(student.network, AnchoredDiT) else student.network
     if not isinstance(teacher, NeuralFlowMap) or not isinstance(fixed, DiT) or not isinstance(own, DiT):
-        raise UserError("an anchored student needs a teacher and a student.init that are exports of a dit")
+        raise UserError(
+            "student.anchored, or a student.init that is anchored, needs a teacher and a student.init that "
+            "are exports of a dit: give the teacher that the map was distilled from"
+        )
     its_args = teacher.config["network"]["args"]
     if its_args != args or teacher.prediction != student.prediction:
         raise UserError(
-            f"an anchored student must be like its teacher: the teacher has {its_args} with prediction "
-            f"{teacher.prediction}, student.init {args} with {student.prediction}"
+            f"student.init: an anchored student must be like its teacher, {its_args} with prediction "
+            f"{teacher.prediction}, not {args} with {student.prediction}; student.init=teacher is"
         )
     network = AnchoredDiT(student.data_shape, **args)
     network.anchor.load_state_dict(fixed.state_dict())
@@ -66,7 +73,8 @@ def anchored(student: NeuralFlowMap, args: dict[str, Any], teacher: Teacher | No
     found = next((value for name, value in weights.items() if name.endswith(basis)), None)
     if found is not None and not torch.equal(found, fixed.state_dict()[basis]):
         raise UserError(
-            "student.init sees other principal components than the teacher: init from the teacher"
+            "student.init sees other principal components than the teacher, whose velocity an anchored "
+            "student keeps: take student.init=teacher, or the teacher that it was distilled from"
         )
     its = own.state_dict()
     network.own.load_state_dict({name: its[name] for name in network.own.state_dict()})

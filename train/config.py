@@ -36,7 +36,8 @@ class NetworkConfig:
     weights when distilling. From a teacher or an export, network and args are its own."""
     anchored: bool = False
     """The student has the velocity of its teacher, a dit, exactly: its weights move from the teacher's, at
-    t = s, to its own, at t = 1. It trains slower; a large batch at one s and t costs the same."""
+    t = s, to its own, at t = 1. It trains slower; a large batch at one s and t costs the same. One that goes
+    on from an anchored export (init) is anchored whatever this says."""
     lora: LoraConfig | None = None
     """Of a student of a text-to-image teacher: {rank: 16, ...}; without, a copy is trained in full."""
     second_time: str = "zero_init"
@@ -185,9 +186,9 @@ class Config:
 
 def _clear_objective(merged: Any, overrides: list[str]) -> None:
     """An objective that the command line gives, by name or as a sum, takes the place of the file's."""
-    given = [item.partition("=") for item in overrides]
-    named = any(key == "objective.name" and value.strip("'\" ") for key, _, value in given)
-    summed = any(key == "objective.terms" for key, _, _ in given)
+    whole = ("objective", "objective.name", "objective.terms")  # objective.terms.lsd=2 changes one of the sum
+    given = OmegaConf.from_dotlist([item for item in overrides if item.partition("=")[0] in whole])
+    named, summed = (bool(OmegaConf.select(given, key)) for key in whole[1:])
     if named or summed:
         merged.objective.terms = {}
     if summed and not named:
@@ -233,10 +234,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise UserError(_unknown_key(str(error.full_key or error.key), source)) from error
     except OmegaConfBaseException as error:
         key = f"{error.full_key}: " if error.full_key else ""
-        message = str(error).splitlines()[0]
-        if "is not a ListConfig" in message:
-            message = "must be a list, such as [1, 2]"
-        raise UserError(f"{source}: {key}{message}") from error
+        raise UserError(f"{source}: {key}{str(error).splitlines()[0]}") from error
     except TypeError as error:  # what OmegaConf says of a list in a mapping's place
         raise UserError(f"{source}: {error}") from error
     except (YAMLError, UnicodeDecodeError) as error:
@@ -271,8 +269,8 @@ def _check_containers(given: Any, schema: Any, source: str, prefix: str = "") ->
         value = given[key]
         if value is None and f"{prefix}{key}" == "student.lora":
             continue
-        if OmegaConf.is_list(node) and OmegaConf.is_dict(value):
-            raise UserError(f"{source}: {prefix}{key} must be a list")
+        if OmegaConf.is_list(node) and not OmegaConf.is_list(value):
+            raise UserError(f"{source}: {prefix}{key} must be a list, in brackets")
         if OmegaConf.is_dict(node) and not OmegaConf.is_dict(value):
             hint = f", such as {{{next(iter(node))}: ...}}" if node else ""
             raise UserError(f"{source}: {prefix}{key} must be a mapping{hint}")

@@ -87,7 +87,8 @@ def export_run(
 
     Args:
         merged, pipeline: for students of a text-to-image pipeline; see train.export_pretrained.
-        half: store the weights in float16, which halves the file; they are computed with in float32.
+        half: store the weights in float16, which halves the file; they are computed with in float32. The
+            velocity of an anchored map is then its teacher's to that rounding.
 
     Raises:
         UserError: when the run holds no checkpoint, or the export does not reproduce the student.
@@ -118,7 +119,7 @@ def export_run(
         "optimizer": config["optimizer"],
         "data": data_name(config["data"]),
         "teacher": teacher_name(config["teacher"]),
-        "init": _started_from(config),
+        "init": _started_from(config, about["kind"]),
         "ema_half_life": float(half_life),
         "value_range": config["data"]["value_range"],
     }
@@ -187,11 +188,12 @@ def teacher_name(teacher: Any) -> str:
     return Path(where).name if Path(where).exists() or not isinstance(teacher, dict) else where
 
 
-def _started_from(config: Mapping[str, Any]) -> str:
-    """Whose weights a run's student began with."""
+def _started_from(config: Mapping[str, Any], kind: str) -> str:
+    """Whose weights a run's student began with; a velocity model, which is not distilled, with its own."""
     init, teacher = config["student"].get("init", "teacher"), teacher_name(config["teacher"])
     if init == "teacher":
-        init = "scratch" if teacher in ("", SELF) or teacher.startswith(ORACLE) else teacher
+        alone = kind == "velocity" or teacher in ("", SELF) or teacher.startswith(ORACLE)
+        init = "scratch" if alone else teacher
     return "random weights" if init == "scratch" else Path(init).name
 
 

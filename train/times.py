@@ -26,10 +26,10 @@ def from_density(uniform: Tensor, density: Sequence[float]) -> Tensor:
 
 
 class TimeSampler(NamedTuple):
-    """Draws s, then t in [s, 1]: a share on the diagonal t = s, a share at t = 1, a share of which s = 0 as
-    well, the rest between.
+    """Draws s, then t in [s, 1]: a share on the diagonal t = s, a share from s to 1, a share from 0 to 1, the
+    rest between.
 
-    Densities are those of the samples that are on neither; on the diagonal s has the law stated.
+    Densities are those of the rest; on the diagonal s has the law stated.
 
     Args:
         distribution:
@@ -45,8 +45,8 @@ class TimeSampler(NamedTuple):
             has that density too.
         mean, std: of the normal law.
         diagonal: share of samples with t = s.
-        endpoint: share of samples with t = 1 (the look-ahead).
-        whole: share of samples with s = 0 and t = 1, for objectives that follow the trajectory between.
+        endpoint: share of samples from s to t = 1 (the look-ahead), besides ``whole``.
+        whole: share of samples from s = 0 to t = 1, for objectives that follow the trajectory between.
         midpoint: ``u`` half-way between s and t, or uniform between them.
         s_density: weights of equal parts of [0, 1], on each of which the density is constant.
         gap_start, gap_steps: a curriculum: gaps t - s, those to t = 1 among them, are multiplied by g,

@@ -102,6 +102,8 @@ def test_muon_trains_its_matrices(toy, clock_teacher):
     [
         (["student.init=scratch"], "and student.init: teacher or the export of a map alike"),
         (["student.anchored=false", "student.network=anchored_dit"], "set student.anchored=true"),
+        (["student.network=anchored_dit"], "leave it out"),
+        (["guidance.scale=[1, 3]"], "guidance.scale: an anchored student has its teacher's velocity"),
         (
             ["guidance.method=autoguidance", "guidance.weak=clock-teacher"],
             "teacher's velocity, unguided",

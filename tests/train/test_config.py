@@ -28,7 +28,7 @@ MISTAKES = [
     (["run_dir=${nowhere}"], "nowhere"),
     (["max_steps"], "override 'max_steps' is not of the form key=value"),
     (["=3"], "is not of the form key=value"),
-    (["ema.half_lives=3"], "the command line: ema.half_lives: must be a list, such as [1, 2]"),
+    (["ema.half_lives=3"], "the command line: ema.half_lives must be a list, in brackets"),
     (["ema.half_lives=[1,"], "the command line is not valid YAML"),
     (["max_steps=0"], "max_steps must be at least 1, got 0"),
     (["batch_size=-1"], "batch_size must be at least 1"),
@@ -106,12 +106,14 @@ def test_an_objective_on_the_command_line_takes_the_place_of_the_files():
     terms = {"lmd": 1.0, "flow_matching": 2.0}
     assert load_config(board, ["objective.terms={lmd: 1.0, flow_matching: 2.0}"]).objective.weights() == terms
     assert load_config(board, ["objective.name=mean_flow"]).objective.weights() == {"mean_flow": 1.0}
+    assert load_config(board, ["objective={name: psd}"]).objective.weights() == {"psd": 1.0}
     assert load_config(board, ["objective.terms.lsd=3"]).objective.weights()["lsd"] == 3.0
     named = ROOT / "configs" / "clock" / "demo.yaml"
     assert load_config(named, ["objective.terms={lsd: 1.0, diagonal: 0.5}"]).objective.weights() == {
         "lsd": 1.0,
         "diagonal": 0.5,
     }
+    assert load_config(named, ["objective.terms={}"]).objective.weights() == {"trajectory": 1.0}
 
 
 def test_what_is_written_reads_back(file, tmp_path):

@@ -54,6 +54,8 @@ def test_a_velocity_model_teaches_a_flow_map(toy, tmp_path):
     loaded = fmtt.load(teacher)
     assert torch.equal(loaded.average_velocity(x, s, s), loaded.average_velocity(x, s, torch.ones(3)))
     assert fmtt.load(teacher).config["trained"]["init"] == "random weights"
+    ignored = train(toy("max_steps=1", f"teacher={teacher}", run="alone"), "pretrain")
+    assert fmtt.load(export_run(ignored, tmp_path / "own")).config["trained"]["init"] == "random weights"
     mapped = train(toy("max_steps=2", f"teacher={teacher}", distill="lmd"), "distill")
     trained = fmtt.load(export_run(mapped, tmp_path / "map")).config["trained"]
     assert (trained["teacher"], trained["init"]) == ("teacher", "teacher")
