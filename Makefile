@@ -48,7 +48,7 @@ map: $(STAMP) ## distil the teacher and ship the flow map in fmtt/assets/clock-m
 	$(PY) -m train distill configs/clock/map_anchored.yaml
 	$(PY) -m train export runs/clock-map-anchored runs/clock-map-anchored-export
 	$(PY) -m train distill configs/clock/map_refined.yaml
-	$(PY) -m train export runs/clock-map-refined fmtt/assets/clock-map --half
+	$(PY) -m train export runs/clock-map-refined fmtt/assets/clock-map --half --half-life 500
 	$(PY) -m train.demo.measure fmtt/assets/clock-map
 
 test: $(STAMP) ## fast tests

@@ -36,6 +36,8 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--merge", action="store_true", help="fold LoRA adapters into the transformer")
     export.add_argument("--diffusers", action="store_true", help="write a whole pipeline's folder")
     export.add_argument("--half", action="store_true", help="store weights in 16 bits: half the size")
+    text = "which of ema.half_lives (default: the first)"
+    export.add_argument("--half-life", type=float, metavar="STEPS", help=text)
     demo = commands.add_parser("demo", help="the clock, end to end: distil, export, evaluate, tilt, report")
     demo.add_argument("--out", type=Path, default=Path("runs/demo"))
     demo.add_argument("--fresh", action="store_true", help="delete earlier results first")
@@ -55,6 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
         from train.export import export_run
 
         options = {"merged": arguments.merge, "pipeline": arguments.diffusers, "half": arguments.half}
+        options |= {"half_life": arguments.half_life}
         print(f"wrote {export_run(arguments.run_dir, arguments.out_dir, **options)}")
     else:
         from train.demo.demo import demo

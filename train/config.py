@@ -73,6 +73,7 @@ class EmaConfig:
     """Averages of the student's weights. The first half-life is evaluated and exported."""
 
     half_lives: list[float] = field(default_factory=lambda: [200.0])
+    """In steps, one average each; the first is measured during training. An export has it, or --half-life."""
     target_half_life: float = 0.0
     """With teacher: self, targets come from an average with this half-life; 0 for the weights themselves."""
 

@@ -82,6 +82,7 @@ def export_run(
     merged: bool = False,
     pipeline: bool = False,
     half: bool = False,
+    half_life: float | None = None,
 ) -> Path:
     """Write the final averaged weights of ``run_dir`` as an export and check it against them.
 
@@ -89,14 +90,17 @@ def export_run(
         merged, pipeline: for students of a text-to-image pipeline; see train.export_pretrained.
         half: store the weights in float16, which halves the file; they are computed with in float32. The
             velocity of an anchored map is then its teacher's to that rounding.
+        half_life: which of the run's averages, in steps; the first of ema.half_lives if omitted.
 
     Raises:
-        UserError: when the run holds no checkpoint, or the export does not reproduce the student.
+        UserError: when the run holds no checkpoint or no such average, or the export does not reproduce
+            the student.
     """
     run_dir, out_dir = Path(run_dir), Path(out_dir)
     step, content = final_checkpoint(run_dir)
     _check_replaced(out_dir, content["export"], read_config(run_dir / "config.yaml"))
-    student = rebuild(content)
+    average = _which_average(content["ema"], half_life)
+    student = rebuild(content, average)
     config = read_config(run_dir / "config.yaml")
     about, metrics = content["export"], last_metrics(run_dir)
     metrics = {name: value for name, value in metrics.items() if not name.startswith(PREFIX)}
@@ -107,7 +111,6 @@ def export_run(
         raise UserError("--half is for networks of this library: a pipeline's weights keep their dtype")
     if half:
         student = _rounded(student)
-    half_life = next(iter(content["ema"]))
     trained = {
         "steps": step,
         "max_steps": config["max_steps"],
@@ -120,7 +123,7 @@ def export_run(
         "data": data_name(config["data"]),
         "teacher": teacher_name(config["teacher"]),
         "init": _started_from(config, about["kind"]),
-        "ema_half_life": float(half_life),
+        "ema_half_life": float(average),
         "value_range": config["data"]["value_range"],
     }
     card = CARD.format(
@@ -139,7 +142,7 @@ def export_run(
         data=trained["data"],
         teacher=trained["teacher"] or "none",
         init=trained["init"],
-        half_life=f"{half_life} steps" + (", stored in half precision" if half else ""),
+        half_life=f"{average} steps" + (", stored in half precision" if half else ""),
         metrics=_metrics_table(metrics),
         folder=out_dir.name,
     )
@@ -186,6 +189,15 @@ def teacher_name(teacher: Any) -> str:
     """What an export calls the teacher of a run's configuration."""
     where = teacher["pretrained"] if isinstance(teacher, dict) else str(teacher)
     return Path(where).name if Path(where).exists() or not isinstance(teacher, dict) else where
+
+
+def _which_average(averages: Mapping[str, Any], half_life: float | None) -> str:
+    """The key of the average with ``half_life``, or of the first."""
+    if half_life is None:
+        return next(iter(averages))
+    if f"{half_life:g}" not in averages:
+        raise UserError(f"--half-life {half_life:g}: the run's ema.half_lives are {', '.join(averages)}")
+    return f"{half_life:g}"
 
 
 def _started_from(config: Mapping[str, Any], kind: str) -> str:

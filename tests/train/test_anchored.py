@@ -155,8 +155,8 @@ def test_half_the_digits_take_half_the_room(run_dir, tmp_path, capsys):
 
 
 def test_what_half_precision_cannot_hold_is_said(run_dir, tmp_path, capsys, monkeypatch):
-    def loud(content):
-        student = rebuild(content)
+    def loud(content, half_life):
+        student = rebuild(content, half_life)
         next(student.parameters()).data.fill_(1e6)
         return student
 

@@ -64,6 +64,20 @@ def test_a_velocity_model_teaches_a_flow_map(toy, tmp_path):
     assert "| started from | map |" in (longer / "README.md").read_text()
 
 
+def test_any_of_the_averages_is_exported(toy, tmp_path, capsys):
+    run_dir = train(toy("max_steps=4", "ema.half_lives=[2, 0.5]"), "pretrain")
+    averages = read_checkpoint(checkpoints(run_dir / "checkpoints")[-1][1])["ema"]
+    for option, half_life in ([], "2"), (["--half-life", "0.5"], "0.5"), (["--half-life", "2.0"], "2"):
+        assert main(["export", str(run_dir), str(tmp_path / "out"), *option]) == 0
+        flow_map = fmtt.load(tmp_path / "out")
+        exported = dict(flow_map.named_parameters())
+        assert all(torch.equal(exported[name], value) for name, value in averages[half_life].items())
+        assert flow_map.config["trained"]["ema_half_life"] == float(half_life)
+    assert main(["export", str(run_dir), str(tmp_path / "none"), "--half-life", "3"]) == 2
+    assert capsys.readouterr().err == "error: --half-life 3: the run's ema.half_lives are 2, 0.5\n"
+    assert not (tmp_path / "none").exists()
+
+
 def test_the_batch_is_that_of_a_step(toy, tmp_path):
     step = ["batch_size=16", "trainer.accumulate=3"]
     folder = export_run(train(toy("max_steps=2", *step), "pretrain"), tmp_path / "out")
