@@ -1,7 +1,7 @@
 """How good a map do the methods need? The comparison with maps stopped early. ``make bench-map-quality``.
 
 Distils the demo's configuration once (eight minutes on one core) and takes the averaged weights at 10 %, 30 %
-and 100 % of its steps; the shipped map, trained nine times longer, stands beside. The learning rate is not
+and 100 % of its steps; the shipped map, trained forty times longer, stands beside. The learning rate is not
 brought down for the early stops: they are what a run that was cut off leaves. Every method that uses a map
 is run with each, at the same budgets, hyperparameters and number of runs as in ``fmtt compare``; methods
 that use the velocity alone are run once. All particles move on the teacher's velocity, whatever the map.
