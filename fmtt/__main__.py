@@ -47,9 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            args = build_parser().parse_args(argv)
-            args.run(args)
-            print(end="", flush=True)
+            try:
+                args = build_parser().parse_args(argv)
+                args.run(args)
+            finally:  # also after --help
+                print(end="", flush=True)
         except UserError as error:
             _say("error", error)
             return 2

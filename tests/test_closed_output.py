@@ -16,13 +16,16 @@ from fmtt.__main__ import main
 COMMAND = [sys.executable, "-m", "fmtt", "info", "clock-map"]
 
 
-@pytest.mark.parametrize("buffered", [True, False])
-def test_a_reader_who_leaves_early_is_no_error(buffered: bool) -> None:
+HELP = [*COMMAND[:3], "--help"]  # argparse itself passes over what fails without a buffer
+
+
+@pytest.mark.parametrize("command, buffered", [(COMMAND, True), (COMMAND, False), (HELP, True)])
+def test_a_reader_who_leaves_early_is_no_error(command: list[str], buffered: bool) -> None:
     """As in ``fmtt info EXPORT | head -1``: the shell's own status for it, and silence."""
     read, write = os.pipe()
     os.close(read)
     environment = os.environ | {"PYTHONUNBUFFERED": "" if buffered else "1"}
-    done = subprocess.run(COMMAND, stdout=write, stderr=subprocess.PIPE, text=True, env=environment)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, env=environment)
     os.close(write)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 

@@ -70,7 +70,7 @@ class OptimizerConfig:
 
 @dataclass
 class EmaConfig:
-    """Averages of the student's weights. The first half-life is evaluated and exported."""
+    """Averages of the student's weights."""
 
     half_lives: list[float] = field(default_factory=lambda: [200.0])
     """In steps, one average each; the first is measured during training. An export has it, or --half-life."""

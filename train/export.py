@@ -143,7 +143,7 @@ def export_run(
         teacher=trained["teacher"] or "none",
         init=trained["init"],
         half_life=f"{average} steps" + (", stored in half precision" if half else ""),
-        metrics=_metrics_table(metrics),
+        metrics=_metrics_table(metrics, next(iter(content["ema"]))),
         folder=out_dir.name,
     )
     if is_pretrained(about):
@@ -260,9 +260,10 @@ def _guidance(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"scale": [float(ends[0]), float(ends[-1])]} if ends else {}
 
 
-def _metrics_table(metrics: dict[str, float]) -> str:
+def _metrics_table(metrics: dict[str, float], half_life: str) -> str:
     rows = [f"| {name} | {value:.4g} |" for name, value in sorted(metrics.items())]
-    return "\n".join(["| metric during training | last value |", "|---|---|", *rows, ""]) if rows else ""
+    header = f"| metric during training, look-ahead of the average with half-life {half_life} | last value |"
+    return "\n".join([header, "|---|---|", *rows, ""]) if rows else ""
 
 
 @torch.no_grad()

@@ -73,6 +73,9 @@ def test_any_of_the_averages_is_exported(toy, tmp_path, capsys):
         exported = dict(flow_map.named_parameters())
         assert all(torch.equal(exported[name], value) for name, value in averages[half_life].items())
         assert flow_map.config["trained"]["ema_half_life"] == float(half_life)
+        card = (tmp_path / "out" / "README.md").read_text()
+        assert f"| weights | average with half-life {half_life} steps |" in card
+        assert "| metric during training, look-ahead of the average with half-life 2 |" in card
     assert main(["export", str(run_dir), str(tmp_path / "none"), "--half-life", "3"]) == 2
     assert capsys.readouterr().err == "error: --half-life 3: the run's ema.half_lives are 2, 0.5\n"
     assert not (tmp_path / "none").exists()
